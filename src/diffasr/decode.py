@@ -1,0 +1,117 @@
+"""One batch of windows in, their texts out: CTC, canvas, sampler.
+
+CTC says what it heard, how much canvas that needs and where each token was; then the denoiser writes the text.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffasr.diffusion import ctc
+from diffasr.diffusion.corrupt import corrupt
+from diffasr.diffusion.sampler import Draft, SamplingOptions, fresh_rows, sample
+from diffasr.model.checkpoint import Model
+from diffasr.model.network import Cache, Speech
+from diffasr.text import LANGUAGES
+
+Show = Callable[[Draft, list[int]], None]
+"""Called with a draft and the rows of the batch that it holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What one window says."""
+
+    text: str
+    language: str
+    language_probability: float
+    avg_logprob: float
+    steps: int
+
+
+def ctc_texts(model: Model, speech: Speech) -> list[str]:
+    """CTC's best path of each row as text, without any denoising."""
+    logits = model.network.ctc_logits(speech)
+    paths = ctc.best_paths(logits, model.network.slots(speech), blank=model.tokenizer.end)
+    return [model.tokenizer.decode(path.tokens) for path in paths]
+
+
+@torch.inference_mode()
+def decode(
+    model: Model,
+    speech: Speech,
+    languages: Tensor | None,
+    options: SamplingOptions,
+    show: Show | None = None,
+) -> list[Decoded]:
+    """Write the text of each row of ``speech``.
+
+    languages: (B,) indices into LANGUAGES, -1 where the model must find out; None: it must for all. A row whose text
+    does not end inside its canvas is written again on the next larger one. A row in which CTC hears nothing is empty.
+    """
+    cache = model.network.prefill(speech, languages)
+    paths = ctc.best_paths(cache.ctc, cache.slots, blank=model.tokenizer.end)
+    lengths = torch.tensor([ctc.canvas_length(len(path.tokens)) for path in paths])
+    done: list[Decoded | None] = [None] * len(paths)
+    rows = torch.tensor([row for row, path in enumerate(paths) if path.tokens], dtype=torch.long)
+    for row, path in enumerate(paths):
+        if not path.tokens:
+            done[row] = _decoded(model, cache, row, None)
+    while len(rows):
+        chosen = rows.tolist()
+        wanted = model.network.select(cache, rows)
+        for draft in denoise_steps(model, wanted, [paths[r] for r in chosen], lengths[rows], options):
+            if show is not None:
+                show(draft, chosen)
+        overflow = []
+        for place, row in enumerate(chosen):
+            length = int(lengths[row])
+            ended = bool((draft.tokens[place, :length] == model.tokenizer.end).any())
+            if ended or length == ctc.BUCKETS[-1]:
+                done[row] = _decoded(model, cache, row, draft, place, length)
+            else:
+                lengths[row] = next(b for b in ctc.BUCKETS if b > length)
+                overflow.append(row)
+        rows = torch.tensor(overflow, dtype=torch.long)
+    return [d for d in done if d is not None]
+
+
+def denoise_steps(
+    model: Model, cache: Cache, paths: Sequence[ctc.Path], lengths: Tensor, options: SamplingOptions
+) -> Iterator[Draft]:
+    """Start a canvas for each row of ``cache`` as ``options`` say, and yield the sampler's drafts."""
+    network, size, vocabulary = model.network, int(lengths.max()), model.tokenizer.size
+    dice = [torch.Generator().manual_seed(options.seed + 1) for _ in paths]  # a die a row, as in the sampler
+    if options.start == "noise":
+        canvas = fresh_rows(lengths.tolist(), size, dice, vocabulary=vocabulary)
+    else:
+        canvas = ctc.seed_canvas(paths, lengths, end=model.tokenizer.end)
+        share = torch.tensor([options.seed_noise])
+        for row, (used, die) in enumerate(zip(lengths.tolist(), dice, strict=True)):
+            canvas[row, :used] = corrupt(canvas[row : row + 1, :used], share, vocabulary=vocabulary, generator=die)[0]
+    hints = ctc.hint_slots(paths, size)
+
+    def denoise(noisy: Tensor, previous: Tensor | None) -> Tensor:
+        return network.denoise(noisy, cache, lengths=lengths, previous=previous, hints=hints)
+
+    yield from sample(denoise, canvas, lengths, options, vocabulary=vocabulary)
+
+
+def _decoded(model: Model, cache: Cache, row: int, draft: Draft | None, place: int = 0, length: int = 0) -> Decoded:
+    index = int(cache.languages[row])
+    text, score, steps = "", 0.0, 0
+    if draft is not None:
+        tokens = draft.tokens[place, :length].tolist()
+        written = tokens.index(model.tokenizer.end) + 1 if model.tokenizer.end in tokens else length
+        text = model.tokenizer.decode(tokens)
+        score = min(0.0, float(draft.log_probability[place, :written].mean()))
+        steps = draft.step
+    return Decoded(
+        text=text,
+        language=list(LANGUAGES)[index],
+        language_probability=float(cache.language_logits[row].float().softmax(0)[index]),
+        avg_logprob=score,
+        steps=steps,
+    )

@@ -1,0 +1,92 @@
+"""What CTC knows of a clip: a first text, where each token was heard, and how much room the text needs.
+
+Source: Graves et al., ICML 2006, section 3.1 (best-path decoding).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BUCKETS = (16, 32, 48, 96, 192)
+"""Canvas lengths. Cost is per canvas, so a canvas fits its text."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """The best path of one clip, collapsed."""
+
+    tokens: list[int]
+    slots: list[int]
+    """The audio token at which each was heard first."""
+    log_probability: float
+    """Of the whole path, in nats."""
+
+
+def best_paths(logits: Tensor, slots: Tensor, *, blank: int) -> list[Path]:
+    """Greedy labels of (B, N, V) logits, ``slots`` (B,) of them real; repeats merged, blanks dropped."""
+    scores, labels = logits.max(dim=2)  # (B, N)
+    scores = (scores - logits.logsumexp(dim=2)).float()
+    previous = torch.cat((torch.full_like(labels[:, :1], blank), labels[:, :-1]), dim=1)
+    real = torch.arange(labels.shape[1], device=labels.device) < slots[:, None]
+    heard = (labels != blank) & (labels != previous) & real
+    paths = []
+    for row in range(len(labels)):
+        places = heard[row].nonzero()[:, 0]
+        total = float(scores[row, : int(slots[row])].sum())
+        paths.append(Path(labels[row, places].tolist(), places.tolist(), total))
+    return paths
+
+
+def canvas_length(tokens: int, *, slack: int = 4, buckets: Sequence[int] = BUCKETS) -> int:
+    """The smallest bucket that holds ``tokens``, an eighth more, ``slack`` and an end token; the largest at most."""
+    need = tokens + tokens // 8 + slack + 1
+    return next((b for b in buckets if b >= need), buckets[-1])
+
+
+def seed_canvas(paths: Sequence[Path], lengths: Tensor, *, end: int) -> Tensor:
+    """CTC's text as a canvas (B, L), the rest of it end tokens; L is the largest of ``lengths`` (B,)."""
+    canvas = torch.full((len(paths), int(lengths.max())), end)
+    for row, path in enumerate(paths):
+        room = path.tokens[: int(lengths[row])]
+        canvas[row, : len(room)] = torch.tensor(room, dtype=canvas.dtype)
+    return canvas
+
+
+def hint_slots(paths: Sequence[Path], size: int) -> Tensor:
+    """The audio token for each canvas place, (B, size): that of CTC's token of the same number, -1 past the last."""
+    hints = torch.full((len(paths), size), -1)
+    for row, path in enumerate(paths):
+        room = path.slots[:size]
+        hints[row, : len(room)] = torch.tensor(room, dtype=hints.dtype)
+    return hints
+
+
+def roughen(paths: Sequence[Path], *, most: float, vocabulary: int, generator: torch.Generator) -> list[Path]:
+    """Paths with errors of the kind that unseen speech brings: tokens lost, doubled, or heard as another.
+
+    Each row has its own error rate, uniform up to ``most``; the three kinds are equally likely. On its own training
+    data CTC is better than it will ever be again, and a denoiser that trusts it there fails later.
+    """
+    rates = torch.rand(len(paths), generator=generator) * most
+    out = []
+    for path, rate in zip(paths, rates.tolist(), strict=True):
+        fate = torch.rand(len(path.tokens), generator=generator) / max(rate, 1e-9)
+        other = torch.randint(vocabulary, (len(path.tokens),), generator=generator).tolist()
+        tokens: list[int] = []
+        slots: list[int] = []
+        for place, (token, slot) in enumerate(zip(path.tokens, path.slots, strict=True)):
+            match int(3 * fate[place]) if fate[place] < 1 else 3:
+                case 0:
+                    heard = []
+                case 1:
+                    heard = [token, other[place]]
+                case 2:
+                    heard = [other[place]]
+                case _:
+                    heard = [token]
+            tokens += heard
+            slots += [slot] * len(heard)
+        out.append(Path(tokens, slots, path.log_probability))
+    return out

@@ -1,0 +1,89 @@
+"""A manifest and a model in, a table of error rates out, from the audio files on: the path that users take."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffasr.audio import load_audio
+from diffasr.decode import ctc_texts
+from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.evaluate.score import error_rates
+from diffasr.text import LANGUAGES
+from diffasr.train.data import Utterance, read_manifest
+from diffasr.transcribe import Transcriber, load
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One way to decode: a name for the table, and options; None is CTC's best path."""
+
+    name: str
+    options: SamplingOptions | None
+
+
+def systems(steps: Sequence[int], starts: Sequence[str]) -> list[System]:
+    """CTC first, then diffusion from each start at each number of steps."""
+    base = SamplingOptions()
+    found = [System(name="ctc", options=None)]
+    for start in starts:
+        for count in steps:
+            options = replace(base, steps=count, start=start)  # type: ignore[arg-type]
+            found.append(System(name=f"diffusion {start} {count}", options=options))
+    return found
+
+
+def hypotheses(
+    asr: Transcriber, utterances: Sequence[Utterance], system: System, *, find_language: bool, rows: int = 16
+) -> list[dict[str, Any]]:
+    """What ``system`` makes of each recording: reference, hypothesis, language, and the language found."""
+    out: list[dict[str, Any]] = []
+    ordered = sorted(utterances, key=lambda u: (u.language, u.duration))
+    for code in LANGUAGES:
+        mine = [u for u in ordered if u.language == code]
+        for first in range(0, len(mine), rows):
+            group = mine[first : first + rows]
+            sounds = [load_audio(u.audio) for u in group]
+            if system.options is None:
+                texts = ctc_texts(asr.model, asr.hear(sounds))
+                found = [code] * len(group)
+            else:
+                language = None if find_language else code
+                results = asr.transcribe(sounds, language=language, options=system.options)
+                texts, found = [r.text for r in results], [r.language for r in results]
+            for utterance, text, said in zip(group, texts, found, strict=True):
+                out.append(
+                    {
+                        "system": system.name,
+                        "audio": utterance.audio,
+                        "language": code,
+                        "found": said,
+                        "reference": utterance.text,
+                        "hypothesis": text,
+                    }
+                )
+    return out
+
+
+def score_manifest(args: argparse.Namespace) -> str:
+    """Run ``diffasr score``: a Markdown table of CER in percent, a row a system."""
+    asr = load(args.model)
+    utterances = read_manifest(args.manifest)
+    rows: list[dict[str, Any]] = []
+    lines: list[str] = []
+    for system in systems(args.steps, args.start):
+        made = hypotheses(asr, utterances, system, find_language=args.find_language)
+        rows += made
+        rates = error_rates((r["reference"], r["hypothesis"], r["language"]) for r in made)
+        if not lines:
+            lines = [f"| decoder | {' | '.join(rates)} | mean |", "|---" * (len(rates) + 2) + "|"]
+        cells = [f"{100 * rate:.1f}" for rate in (*rates.values(), sum(rates.values()) / len(rates))]
+        lines.append(f"| {system.name} | {' | '.join(cells)} |")
+        if args.find_language and system.options is not None:
+            right = sum(r["found"] == r["language"] for r in made)
+            lines.append(f"| language named rightly: {right} of {len(made)} |")
+    if args.out is not None:
+        Path(args.out).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    return "\n".join(lines)

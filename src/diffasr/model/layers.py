@@ -1,0 +1,72 @@
+"""Whisper's transformer block, for the encoder and for the decoder.
+
+Module names are those of ``transformers``' Whisper, so that a published checkpoint loads without renaming.
+Source: arXiv:2212.04356 section 2.2; layout of openai/whisper (MIT), written anew.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values may come from elsewhere and be computed once."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def keys_values(self, source: Tensor) -> KeysValues:
+        """(B, T, width) to keys and values, each (B, H, T, K)."""
+        return self._split(self.k_proj(source)), self._split(self.v_proj(source))
+
+    def forward(self, x: Tensor, source: KeysValues, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+        """(B, L, width) attends to ``source``; ``mask`` is true where a query may look, (B, 1, 1 or L, T)."""
+        keys, values = source
+        heard = F.scaled_dot_product_attention(self._split(self.q_proj(x)), keys, values, mask, is_causal=causal)
+        return self.out_proj(heard.transpose(1, 2).flatten(2))  # (B, L, width)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, K)
+
+
+class Block(nn.Module):
+    """Self-attention, then (in a decoder) attention to the speech, then a two-layer MLP; norms come first."""
+
+    def __init__(self, width: int, heads: int, hidden: int, *, hears: bool) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        if hears:
+            self.encoder_attn = Attention(width, heads)
+            self.encoder_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        speech: KeysValues | None = None,
+        speech_mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
+        """(B, L, width) in and out. ``speech``: keys and values of the frames, where the block hears."""
+        normed = self.self_attn_layer_norm(x)
+        x = x + self.self_attn(normed, self.self_attn.keys_values(normed), mask, causal=causal)
+        if speech is not None:
+            x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), speech, speech_mask)
+        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+
+
+def key_mask(lengths: Tensor, size: int) -> Tensor:
+    """Which of ``size`` places are real, per row: (B,) lengths to (B, 1, 1, size) bool, ready for attention."""
+    return (torch.arange(size, device=lengths.device) < lengths[:, None])[:, None, None, :]

@@ -1,0 +1,81 @@
+"""What every backbone offers, and all that the rest of the package knows of it.
+
+``prefill`` listens once; ``denoise`` is called once a step and leaves the cache as it was.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """What the frozen encoder heard."""
+
+    frames: Tensor
+    """(B, T, S) float."""
+    lengths: Tensor
+    """(B,) int64: real frames of each row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """One prefill: read by every step, changed by none."""
+
+    audio: Tensor
+    """(B, N, D) audio tokens."""
+    slots: Tensor
+    """(B,) int64: real audio tokens of each row."""
+    ctc: Tensor
+    """(B, N, V) CTC logits."""
+    languages: Tensor
+    """(B,) int64: index into ``text.LANGUAGES`` of the language that each row is written in."""
+    language_logits: Tensor
+    """(B, 6): what the model thought before it was told."""
+    memory: Any
+    """The backbone's own keys and values."""
+
+
+class Network(Protocol):
+    """A diffusion language model that hears."""
+
+    def hear(self, mel: Tensor, lengths: Tensor) -> Speech:
+        """Run the frozen encoder on (B, mels, M) log-mel features, ``lengths`` (B,) of them real."""
+        ...
+
+    def prefill(self, speech: Speech, languages: Tensor | None) -> Cache:
+        """Listen once. ``languages``: (B,) indices, -1 where the model must find out; None: it must for all."""
+        ...
+
+    def denoise(
+        self,
+        canvas: Tensor,
+        cache: Cache,
+        *,
+        lengths: Tensor,
+        previous: Tensor | None = None,
+        hints: Tensor | None = None,
+    ) -> Tensor:
+        """One step: (B, L) noisy tokens to (B, L, V) logits of the clean ones.
+
+        lengths: (B,) canvas places that each row uses. previous: (B, L, V) logits of the step before
+        (self-conditioning). hints: (B, L) the audio token at which CTC puts each place, -1 for none.
+        """
+        ...
+
+    def slots(self, speech: Speech) -> Tensor:
+        """(B,) real audio tokens of each row."""
+        ...
+
+    def select(self, cache: Cache, rows: Tensor) -> Cache:
+        """The cache of ``rows`` (R,) only, in that order; a row may come twice."""
+        ...
+
+    def ctc_logits(self, speech: Speech, labels: Tensor | None = None) -> Tensor:
+        """(B, N, V) logits of each audio token; the blank is the end token. ``labels``: (C,) the only ones wanted."""
+        ...
+
+    def ar_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Causal logits: (B, U) text tokens to (B, U + 1, V), of which row u predicts token u."""
+        ...

@@ -1,0 +1,36 @@
+"""The small trained bridge: speech frames in, audio tokens of the language model's width out."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Projector(nn.Module):
+    """Stride-2 convolutions, then one linear layer.
+
+    ``strides`` of 3 turn 1500 frames into 188 audio tokens (the 26 B system); 2 turn 50 frames a second into 12.5.
+    """
+
+    def __init__(self, *, speech_width: int, hidden: int, width: int, strides: int) -> None:
+        super().__init__()
+        widths = [speech_width, *[hidden] * strides]
+        self.norm = nn.LayerNorm(speech_width)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(a, b, kernel_size=3, stride=2, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.linear = nn.Linear(hidden, width)
+
+    def slots(self, frames: Tensor) -> Tensor:
+        """How many audio tokens come from so many frames: each convolution halves, rounded up."""
+        for _ in self.convs:
+            frames = (frames + 1) // 2
+        return frames
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Map (B, T, S) frames, ``lengths`` of them real, to (B, N, D) audio tokens. Rows do not see their padding."""
+        x = self.norm(frames).transpose(1, 2)  # (B, S, T)
+        for conv in self.convs:
+            real = torch.arange(x.shape[2], device=x.device) < lengths[:, None]  # (B, T)
+            x = F.gelu(conv(x * real[:, None]))  # (B, hidden, ceil(T / 2))
+            lengths = (lengths + 1) // 2
+        return self.linear(x.transpose(1, 2))  # (B, N, D)

@@ -1,0 +1,175 @@
+"""Whisper's own decoder as a denoiser.
+
+With its causal mask off the decoder reads a whole canvas at once; with the mask on it is Whisper, for the
+autoregressive loss and the comparison. It hears through cross-attention, whose keys and values are computed once.
+
+Three small things are added, each without effect before training: the projector (audio tokens, 12.5 a second, for
+CTC through the tied embedding), self-conditioning on the previous step's logits, and hints: each canvas place is told
+which audio token CTC heard for it, and when. Without hints a place of a noisy canvas does not know its own moment.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffasr.model.encoder import WhisperEncoder
+from diffasr.model.layers import Block, KeysValues, key_mask
+from diffasr.model.network import Cache, Speech
+from diffasr.model.projector import Projector
+
+
+class Conditioning(nn.Module):
+    """What a canvas place knows beside its token: the previous step's belief, and the audio that CTC gave it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.belief_norm = nn.LayerNorm(width)
+        self.belief = nn.Linear(width, width, bias=False)
+        self.hint_norm = nn.LayerNorm(width)
+        self.hint = nn.Linear(2 * width, width, bias=False)
+        nn.init.zeros_(self.belief.weight)
+        nn.init.zeros_(self.hint.weight)
+
+    def from_logits(self, logits: Tensor, embedding: Tensor) -> Tensor:
+        """(B, L, V) logits to (B, L, D): the mean embedding under their distribution, normed and mapped."""
+        return self.belief(self.belief_norm(logits.softmax(-1).to(embedding.dtype) @ embedding))
+
+    def from_hints(self, audio: Tensor, hints: Tensor) -> Tensor:
+        """Audio tokens (B, N, D) and slots (B, L), -1 for none, to (B, L, D)."""
+        width = audio.shape[2]
+        heard = self.hint_norm(audio).gather(1, hints.clamp_min(0)[..., None].expand(-1, -1, width))  # (B, L, D)
+        return self.hint(torch.cat((heard, sinusoids(hints, width)), dim=2)) * (hints >= 0)[..., None]
+
+
+def sinusoids(places: Tensor, width: int) -> Tensor:
+    """Whisper's position code of (B, L) slots, at four encoder frames a slot: (B, L, width)."""
+    rates = torch.exp(-math.log(10_000) / (width // 2 - 1) * torch.arange(width // 2, device=places.device))
+    angles = (4.0 * places + 1.5)[..., None] * rates
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+class WhisperNetwork(nn.Module):
+    """A Whisper of any size behind the Network interface."""
+
+    def __init__(
+        self, encoder: WhisperEncoder, projector: Projector, decoder: nn.Module, prefixes: Tensor, *, end: int
+    ) -> None:
+        """prefixes: (6, P) clean tokens before a canvas, a row a language; ``end`` is also pad and CTC blank."""
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+        self.decoder = decoder
+        self.register_buffer("prefixes", prefixes, persistent=False)
+        self.end = end
+
+    def hear(self, mel: Tensor, lengths: Tensor) -> Speech:
+        """See Network."""
+        return Speech(frames=self.encoder(mel, lengths), lengths=self.encoder.frames(lengths))
+
+    def ctc_logits(self, speech: Speech, labels: Tensor | None = None) -> Tensor:
+        """See Network."""
+        return self.decoder.unembed(self.projector(speech.frames, speech.lengths), labels)
+
+    def prefill(self, speech: Speech, languages: Tensor | None) -> Cache:
+        """See Network."""
+        audio = self.projector(speech.frames, speech.lengths)
+        mask = key_mask(speech.lengths, speech.frames.shape[1])
+        memory = (self.decoder.listen(speech.frames), mask)
+        logits = self._language_logits(memory)
+        guess = logits.argmax(1)
+        known = guess if languages is None else torch.where(languages < 0, guess, languages)
+        return Cache(
+            audio=audio,
+            slots=self.slots(speech),
+            ctc=self.decoder.unembed(audio),
+            languages=known,
+            language_logits=logits,
+            memory=memory,
+        )
+
+    def slots(self, speech: Speech) -> Tensor:
+        """See Network."""
+        return self.projector.slots(speech.lengths)
+
+    def select(self, cache: Cache, rows: Tensor) -> Cache:
+        """See Network."""
+        speech, mask = cache.memory
+        return Cache(
+            audio=cache.audio[rows],
+            slots=cache.slots[rows],
+            ctc=cache.ctc[rows],
+            languages=cache.languages[rows],
+            language_logits=cache.language_logits[rows],
+            memory=([(keys[rows], values[rows]) for keys, values in speech], mask[rows]),
+        )
+
+    @torch.no_grad()
+    def _language_logits(self, memory: tuple[list[KeysValues], Tensor]) -> Tensor:
+        """Whisper writes the language first: its causal logits after the start token, of our languages."""
+        rows = memory[1].shape[0]
+        start = self.prefixes[:1, :1].expand(rows, 1)  # (B, 1)
+        hidden = self.decoder(self.decoder.embed_tokens(start), memory, causal=True)
+        return self.decoder.unembed(hidden)[:, 0, self.prefixes[:, 1]]  # (B, 6)
+
+    def denoise(
+        self,
+        canvas: Tensor,
+        cache: Cache,
+        *,
+        lengths: Tensor,
+        previous: Tensor | None = None,
+        hints: Tensor | None = None,
+    ) -> Tensor:
+        """See Network."""
+        prefix = self.prefixes[cache.languages]  # (B, P)
+        x = self.decoder.embed_tokens(canvas)  # (B, L, D)
+        if previous is not None:
+            x = x + self.decoder.conditioning.from_logits(previous, self.decoder.embed_tokens.weight)
+        if hints is not None:
+            x = x + self.decoder.conditioning.from_hints(cache.audio.detach(), hints)
+        x = torch.cat((self.decoder.embed_tokens(prefix), x), dim=1)  # (B, P + L, D)
+        mask = key_mask(prefix.shape[1] + lengths, x.shape[1])
+        hidden = self.decoder(x, cache.memory, mask)[:, prefix.shape[1] :]
+        return self.decoder.unembed(hidden)  # (B, L, V)
+
+    def ar_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """See Network."""
+        prefix = self.prefixes[cache.languages]
+        x = self.decoder.embed_tokens(torch.cat((prefix, tokens), dim=1))  # (B, P + U, D)
+        hidden = self.decoder(x, cache.memory, causal=True)[:, prefix.shape[1] - 1 :]
+        return self.decoder.unembed(hidden)  # (B, U + 1, V)
+
+
+class WhisperDecoder(nn.Module):
+    """Whisper's text decoder with the causal mask as an option, and the added conditioning."""
+
+    def __init__(
+        self, *, vocabulary: int, width: int, heads: int, layers: int, hidden: int, positions: int = 448
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocabulary, width)
+        self.embed_positions = nn.Embedding(positions, width)
+        self.layers = nn.ModuleList(Block(width, heads, hidden, hears=True) for _ in range(layers))
+        self.layer_norm = nn.LayerNorm(width)
+        self.conditioning = Conditioning(width)
+
+    def listen(self, frames: Tensor) -> list[KeysValues]:
+        """Keys and values of (B, T, S) frames, a pair a layer: all that the decoder ever needs of them."""
+        return [block.encoder_attn.keys_values(frames) for block in self.layers]
+
+    def forward(
+        self, x: Tensor, memory: tuple[list[KeysValues], Tensor], mask: Tensor | None = None, *, causal: bool = False
+    ) -> Tensor:
+        """Token embeddings (B, L, D) to hidden states (B, L, D), normed and ready for ``unembed``."""
+        speech, speech_mask = memory
+        x = x + self.embed_positions.weight[: x.shape[1]]
+        for block, keys_values in zip(self.layers, speech, strict=True):
+            x = block(x, mask, keys_values, speech_mask, causal=causal)
+        return self.layer_norm(x)
+
+    def unembed(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, V) through the tied embedding; to (B, L, C) when only ``labels`` (C,) are wanted."""
+        table = self.embed_tokens.weight
+        return F.linear(hidden, table if labels is None else table[labels])

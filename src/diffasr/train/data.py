@@ -1,0 +1,245 @@
+"""Manifests in, batches out: utterances read, encoded once by the frozen encoder, and dealt by seconds of audio.
+
+A manifest is JSON lines with NeMo's keys: ``audio_filepath`` (relative to the manifest), ``duration``, ``text``, and
+``lang``. A feature store is one float16 file of encoder frames and an index beside it.
+"""
+
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffasr.audio import load_audio, log_mel
+from diffasr.errors import AudioError, ManifestError
+from diffasr.model.encoder import WhisperEncoder, stack
+from diffasr.model.network import Speech
+from diffasr.text import LANGUAGES, Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """One line of a manifest."""
+
+    audio: str
+    duration: float
+    text: str
+    language: str
+    source: str = ""
+
+
+def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
+    """All utterances of a NeMo manifest; raises ManifestError that names the line and what is wrong with it."""
+    file = Path(path)
+    if not file.is_file():
+        raise ManifestError(f"no manifest at {file}")
+    found = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            fields = json.loads(line)
+            item = Utterance(
+                audio=str((file.parent / fields["audio_filepath"]).resolve()),
+                duration=float(fields["duration"]),
+                text=str(fields["text"]),
+                language=fields["lang"],
+                source=fields.get("source", ""),
+            )
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ManifestError(
+                f"{file} line {number}: {error!r}; a line needs audio_filepath, duration, text, lang"
+            ) from error
+        if item.language not in LANGUAGES:
+            raise ManifestError(f"{file} line {number}: lang {item.language!r} is none of {', '.join(LANGUAGES)}")
+        found.append(item)
+    if not found:
+        raise ManifestError(f"{file} has no utterances")
+    return found
+
+
+class FeatureStore:
+    """Encoder frames of many utterances, on disk, read without copying.
+
+    ``frames.f16`` holds (sum of T, S) float16; ``index.jsonl`` an utterance a line with its first frame and count.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        index = self.folder / "index.jsonl"
+        if not index.is_file():
+            raise ManifestError(f"no features at {self.folder}: build them first")
+        rows = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+        self.utterances = [Utterance(**row["utterance"]) for row in rows]
+        self.spans = [(row["start"], row["count"]) for row in rows]
+        width = rows[0]["width"]
+        self._frames = np.memmap(self.folder / "frames.f16", dtype=np.float16, mode="r").reshape(-1, width)
+
+    def frames(self, number: int) -> Tensor:
+        """Frames (T, S) float32 of one utterance."""
+        start, count = self.spans[number]
+        return torch.from_numpy(self._frames[start : start + count].astype(np.float32))
+
+    @classmethod
+    def build(
+        cls,
+        utterances: Iterable[Utterance],
+        encoder: WhisperEncoder,
+        folder: str | os.PathLike[str],
+        *,
+        padded: bool = False,
+        max_seconds: float = 30.0,
+    ) -> "FeatureStore":
+        """Encode what is not there yet and append it; a broken or over-long recording is reported and left out.
+
+        padded: encode 30 s each and keep the real frames. An interrupted build goes on where it stopped.
+        """
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        index = place / "index.jsonl"
+        done = set()
+        start = 0
+        if index.is_file():
+            rows = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+            done = {row["utterance"]["audio"] for row in rows}
+            start = sum(row["count"] for row in rows)
+        width = encoder.layer_norm.weight.shape[0]
+        todo = sorted((u for u in utterances if u.audio not in done), key=lambda u: u.duration)
+        todo = [u for u in todo if u.duration <= max_seconds]
+        with (place / "frames.f16").open("ab") as out, index.open("a", encoding="utf-8") as listing:
+            out.truncate(start * width * 2)
+            for group, mels in _mel_groups(todo, mels=encoder.conv1.in_channels, padded=padded):
+                for utterance, frames in zip(group, _encode(encoder, mels, group, padded=padded), strict=True):
+                    out.write(frames.half().numpy().tobytes())
+                    row = {"utterance": asdict(utterance), "start": start, "count": len(frames), "width": width}
+                    listing.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    start += len(frames)
+                out.flush()
+                listing.flush()
+        return cls(place)
+
+
+def _mel_groups(
+    utterances: list[Utterance], *, mels: int, padded: bool, group_seconds: float = 60.0
+) -> Iterator[tuple[list[Utterance], list[Tensor]]]:
+    group: list[Utterance] = []
+    features: list[Tensor] = []
+    for utterance in utterances:
+        try:
+            mel = torch.from_numpy(log_mel(load_audio(utterance.audio), mels=mels, padded=padded))
+        except AudioError as error:
+            print(f"left out: {error}")
+            continue
+        group.append(utterance)
+        features.append(mel)
+        if sum(f.shape[1] for f in features) > group_seconds * 100:
+            yield group, features
+            group, features = [], []
+    if group:
+        yield group, features
+
+
+@torch.inference_mode()
+def _encode(encoder: WhisperEncoder, mels: list[Tensor], group: list[Utterance], *, padded: bool) -> list[Tensor]:
+    batch, lengths = stack(mels)
+    with torch.autocast("cpu", torch.bfloat16):  # the rounding is far below that of the float16 on disk plus dropout
+        frames = encoder(batch, lengths).float()
+    counts = [int(WhisperEncoder.frames(n)) for n in lengths]
+    if padded:
+        counts = [min(c, int(u.duration * 50 + 0.5)) for c, u in zip(counts, group, strict=True)]
+    return [row[:count] for row, count in zip(frames, counts, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one training step sees."""
+
+    speech: Speech
+    languages: Tensor
+    """(B,) index into LANGUAGES."""
+    tokens: Tensor
+    """(B, U) text ids, end tokens behind each."""
+    lengths: Tensor
+    """(B,) text tokens, the end not counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """An utterance of a store, tokenised."""
+
+    store: FeatureStore
+    number: int
+    tokens: tuple[int, ...]
+    language: str
+    seconds: float
+
+
+def read_items(stores: Iterable[FeatureStore], tokenizer: Tokenizer, *, max_tokens: int) -> list[Item]:
+    """Every utterance that fits: some text, at most ``max_tokens``, and no more labels than CTC has slots."""
+    items = []
+    for store in stores:
+        for number, utterance in enumerate(store.utterances):
+            tokens = tuple(tokenizer.encode(utterance.text))
+            count = store.spans[number][1]
+            if 0 < len(tokens) <= min(max_tokens, count // 4):
+                items.append(
+                    Item(store=store, number=number, tokens=tokens, language=utterance.language, seconds=count / 50)
+                )
+    return items
+
+
+def deal(
+    items: list[Item], *, epoch: int, seed: int, seconds: float, shares: Mapping[str, float] | None = None
+) -> list[list[Item]]:
+    """One epoch of batches, each of about ``seconds`` of audio, of utterances of like length; the same for the same
+    seed and epoch.
+
+    shares: how much of the epoch each language gets; a language with less repeats, one with more is cut.
+    """
+    dice = random.Random(f"{seed}:{epoch}")
+    chosen = list(items) if shares is None else _balance(items, shares, dice)
+    chosen.sort(key=lambda item: item.seconds * dice.uniform(0.85, 1.15))
+    batches: list[list[Item]] = [[]]
+    longest = 0.0
+    for item in chosen:
+        longest = max(longest, item.seconds)
+        if batches[-1] and longest * (len(batches[-1]) + 1) > seconds:
+            batches.append([])
+            longest = item.seconds
+        batches[-1].append(item)
+    dice.shuffle(batches)
+    return batches
+
+
+def _balance(items: list[Item], shares: Mapping[str, float], dice: random.Random) -> list[Item]:
+    chosen: list[Item] = []
+    total = sum(shares.values())
+    for language, share in sorted(shares.items()):
+        mine = [item for item in items if item.language == language]
+        if not mine:
+            raise ManifestError(f"the recipe gives {language} a share of {share}, but no utterance is in {language}")
+        want = round(len(items) * share / total)
+        while want > 0:
+            dice.shuffle(mine)
+            chosen += mine[:want]
+            want -= len(mine)
+    return chosen
+
+
+def collate(items: list[Item], *, end: int) -> Batch:
+    """Read the frames and pad everything to the longest of the batch."""
+    frames = [item.store.frames(item.number) for item in items]
+    lengths = torch.tensor([len(f) for f in frames])
+    tokens = torch.full((len(items), max(len(i.tokens) for i in items)), end)
+    for row, item in enumerate(items):
+        tokens[row, : len(item.tokens)] = torch.tensor(item.tokens)
+    names = list(LANGUAGES)
+    return Batch(
+        speech=Speech(frames=torch.nn.utils.rnn.pad_sequence(frames, batch_first=True), lengths=lengths),
+        languages=torch.tensor([names.index(item.language) for item in items]),
+        tokens=tokens,
+        lengths=torch.tensor([len(item.tokens) for item in items]),
+    )

@@ -1,0 +1,100 @@
+"""Records check themselves, cannot be changed, and become plain JSON with the same names."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+
+from diffasr.errors import OptionError
+from diffasr.transcript import Segment, Transcript
+
+
+def make_segment(**changes: Any) -> Segment:
+    values: dict[str, Any] = {
+        "start": 0.0,
+        "end": 1.23456,
+        "text": "grüß dich",
+        "language": "de",
+        "avg_logprob": -0.25,
+        "steps": 4,
+    }
+    return Segment(**{**values, **changes})
+
+
+def make_transcript(**changes: Any) -> Transcript:
+    values: dict[str, Any] = {
+        "text": "grüß dich",
+        "language": "de",
+        "language_probability": 0.75,
+        "duration": 1.23456,
+        "segments": (make_segment(),),
+        "model": "mini",
+    }
+    return Transcript(**{**values, **changes})
+
+
+@pytest.mark.parametrize("record", [make_segment(), make_transcript()])
+def test_dictionary_has_exactly_the_fields_and_is_json(record: Segment | Transcript) -> None:
+    as_dict = record.to_dict()
+    assert list(as_dict) == [field.name for field in dataclasses.fields(record)]
+    assert json.loads(json.dumps(as_dict, allow_nan=False)) == as_dict
+
+
+def test_times_are_rounded_to_milliseconds_in_json_only() -> None:
+    transcript = make_transcript()
+    as_dict = transcript.to_dict()
+    assert (as_dict["duration"], as_dict["segments"][0]["end"]) == (1.235, 1.235)
+    assert (transcript.duration, transcript.segments[0].end) == (1.23456, 1.23456)
+
+
+def test_every_value_but_the_times_comes_through_unchanged() -> None:
+    as_dict = make_transcript().to_dict()
+    assert as_dict["segments"][0] == {**dataclasses.asdict(make_segment()), "end": 1.235}
+    assert as_dict == {**dataclasses.asdict(make_transcript()), "duration": 1.235, "segments": as_dict["segments"]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"start": -0.1},
+        {"start": 2.0},
+        {"end": math.inf},
+        {"end": math.nan},
+        {"avg_logprob": 0.1},
+        {"avg_logprob": -math.inf},
+        {"avg_logprob": math.nan},
+        {"steps": -1},
+    ],
+)
+def test_bad_segment_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="got"):
+        make_segment(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"language_probability": 1.1},
+        {"language_probability": math.nan},
+        {"duration": -1.0},
+        {"duration": math.inf},
+        {"duration": math.nan},
+    ],
+)
+def test_bad_transcript_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="got"):
+        make_transcript(**changes)
+
+
+def test_limits_are_allowed() -> None:
+    make_segment(start=1.0, end=1.0, avg_logprob=0.0, steps=0)
+    make_transcript(language_probability=None, duration=0.0, segments=(), text="")
+
+
+def test_records_are_frozen_and_hashable() -> None:
+    transcript = make_transcript()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        transcript.text = "other"  # type: ignore[misc]
+    assert hash(transcript) == hash(make_transcript())
