@@ -27,16 +27,19 @@ CODES = list(LANGUAGES)
 
 
 def text_lines(language: str) -> list[str]:
+    """Lower-case lines without punctuation, in a fixed random order."""
     lines = (ROOT / DATA["text"] / f"{language}.txt").read_text().splitlines()
     random.Random(TRAIN["seed"]).shuffle(lines)
     return [normalise(line, language) for line in lines[: DATA["text_lines"][language]]]
 
 
 def digit_words(dice: random.Random) -> list[str]:
+    """A few random digits, in words."""
     return dice.choices(DIGITS, k=dice.randint(*DATA["digits"]))
 
 
 def make_tokenizer() -> None:
+    """A byte-level BPE on the text, with the special tokens that diffasr needs."""
     dice = random.Random(0)
     lines = [line for code in DATA["text_lines"] for line in text_lines(code)]
     lines += [" ".join(digit_words(dice)) for _ in range(len(lines) // 20)]
@@ -51,6 +54,7 @@ def make_tokenizer() -> None:
 
 
 def whisper_encoder() -> WhisperEncoder:
+    """Whisper's encoder with its published weights."""
     folder = ROOT / DATA["whisper"]
     sizes = json.loads((folder / "config.json").read_text())
     encoder = WhisperEncoder(mels=sizes["num_mel_bins"], width=sizes["d_model"], layers=sizes["encoder_layers"],
@@ -79,6 +83,7 @@ def spoken_strings(
 
 @torch.no_grad()
 def make_features() -> None:
+    """Write frames and words of the train and dev strings; a clip serves only one of them."""
     rows = [json.loads(line) for line in (ROOT / DATA["speech"] / "train.jsonl").open(encoding="utf-8")]
     clips = [row for row in rows if row["source"] == "fsdd_en"]
     random.Random(TRAIN["seed"]).shuffle(clips)

@@ -35,6 +35,7 @@ class Reader(nn.Module):
         self.embed = embed
 
     def slots(self, frames: Tensor) -> Tensor:
+        """One a token."""
         return frames
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
@@ -44,6 +45,7 @@ class Reader(nn.Module):
 
 
 def log(file: str, **fields: Any) -> None:
+    """Write one JSON line to a log and to the screen."""
     line = json.dumps(fields)
     print(line, flush=True)
     with (WORK / file).open("a", encoding="utf-8") as out:
@@ -51,15 +53,18 @@ def log(file: str, **fields: Any) -> None:
 
 
 def new_backbone(tokenizer: Tokenizer, canvas: int) -> DiffusionGemmaForBlockDiffusion:
+    """The recipe's DiffusionGemma with random weights."""
     return build_backbone(RECIPE["backbone"] | {"vocab_size": tokenizer.size}, canvas)
 
 
 def prompt_of(tokenizer: Tokenizer, task: int) -> Prompt:
+    """Start token, the task, then audio."""
     languages = tuple(tokenizer.languages.values())
     return Prompt(before=(tokenizer.start, task), languages=languages, end=tokenizer.end)
 
 
 def pad(rows: list[list[int]], size: int, value: int) -> Tensor:
+    """Rows of ids as one (B, size) tensor."""
     return torch.tensor([row + [value] * (size - len(row)) for row in rows])
 
 
@@ -126,11 +131,13 @@ def pretrain() -> None:
 
 
 def load_speech(name: str) -> tuple[list[Tensor], list[str]]:
+    """Frames and words that ``prepare`` wrote."""
     stored = load_file(WORK / f"{name}.safetensors")
     return [stored[key].float() for key in sorted(stored)], json.loads((WORK / f"{name}.json").read_text())
 
 
 def batch_of(frames: list[Tensor]) -> Speech:
+    """Frames of several strings, zero-padded."""
     padded = nn.utils.rnn.pad_sequence(frames, batch_first=True)
     return Speech(frames=padded, lengths=torch.tensor([len(f) for f in frames]))
 
@@ -165,6 +172,7 @@ def evaluate(network: GemmaNetwork, tokenizer: Tokenizer, *, decode: bool) -> di
 
 
 def error_rate(references: list[str], hypotheses: list[str]) -> float:
+    """Characters: errors over reference length."""
     errors = sum(edit_distance(r, h) for r, h in zip(references, hypotheses, strict=True))
     return errors / sum(map(len, references))
 
@@ -201,21 +209,24 @@ def train_speech(name: str, ctc_weight: float) -> None:
 
 
 def plot() -> None:
+    """Both runs in one picture."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
     for name, colour in (("with_ctc", "tab:blue"), ("without_ctc", "tab:red")):
         rows = [json.loads(line) for line in (WORK / f"{name}.jsonl").open()]
         steps, label = [row["step"] for row in rows], name.replace("_", " ").replace("ctc", "CTC")
         left.plot(steps, [row["true_1.0"] for row in rows], color=colour, label=f"{label}, own audio")
         left.plot(steps, [row["shuffled_1.0"] for row in rows], "--", color=colour, label=f"{label}, another's audio")
+        middle.plot(steps[1:], [row["train_ar"] for row in rows[1:]], color=colour, label=label)
         right.plot(steps, [row["ctc"] for row in rows], color=colour, label=label)
-    left.set(xlabel="step", ylabel="nats a text token", title="diffusion loss from pure noise, dev")
+    left.set(xlabel="step", ylabel="nats a text token", title="diffusion loss from pure noise, dev", ylim=(0, 5))
+    middle.set(xlabel="step", ylabel="nats a token", title="autoregressive loss, one train batch", ylim=(0, None))
     right.set(xlabel="step", ylabel="nats a label", title="CTC loss, dev", yscale="log")
-    for axes in (left, right):
+    for axes in (left, middle, right):
         axes.legend()
         axes.grid(alpha=0.3)
     target = ROOT / DATA["plot"]
@@ -224,6 +235,7 @@ def plot() -> None:
 
 
 def main(step: str) -> None:
+    """Run one step of the recipe."""
     torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(TRAIN["seed"])

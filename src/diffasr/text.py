@@ -84,7 +84,7 @@ def normalise(text: str, language: str) -> str:
 
     Marks (Unicode category M) stay: in Hindi they are vowels. Apostrophes go, hyphens become spaces.
     """
-    folded = unicodedata.normalize("NFKC", text).lower()
+    folded = unicodedata.normalize("NFKC", text.replace("´", "'")).lower()  # NFKC would make ´ a space and a mark
     if language == "zh":
         folded = _simplify(folded)
     kept = []
@@ -92,7 +92,7 @@ def normalise(text: str, language: str) -> str:
         kind = unicodedata.category(char)[0]
         if kind in "LMN":
             kept.append(char)
-        elif char not in "'’`´\u200c\u200d":
+        elif char not in "'’`\u200c\u200d":
             kept.append(" ")
     words = "".join(kept).split()
     return ("" if language == "zh" else " ").join(words)

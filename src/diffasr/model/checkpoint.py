@@ -6,7 +6,6 @@ a row (``name`` and ``name.scale``): a quarter of the size, read back to float32
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -25,6 +24,7 @@ from diffasr.model.whisper import WhisperDecoder, WhisperNetwork
 from diffasr.text import LANGUAGES, Tokenizer
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
+WHISPER_FILES = ("config.json", "model.safetensors")
 EMBEDDED = ("mini",)
 
 
@@ -55,35 +55,42 @@ def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
     return WhisperNetwork(encoder, projector, decoder, prefixes, end=tokenizer.end)
 
 
-def find(name: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+def find(name: str | os.PathLike[str], *, revision: str | None = None, files: tuple[str, ...] = FILES) -> Path:
     """The folder of an embedded model, a local folder, or a hub id (downloaded once, then from the cache).
 
-    Raises ModelError for a folder that lacks a file, DownloadError where the hub cannot be reached.
+    Raises ModelError for a folder that lacks one of ``files``, DownloadError where the hub cannot be reached.
     """
-    if os.fspath(name) in EMBEDDED:
-        folder = Path(str(resources.files("diffasr") / "assets" / os.fspath(name)))
-    elif Path(name).exists() or os.fspath(name).startswith((".", "/", "~")):
-        folder = Path(name).expanduser()
+    given = os.fspath(name)
+    if given in EMBEDDED:
+        folder = Path(str(resources.files("diffasr") / "assets" / given))
+    elif Path(given).expanduser().exists() or given.startswith((".", "/", "~")):
+        folder = Path(given).expanduser()
     else:
-        folder = _download(os.fspath(name), revision)
-    missing = [f for f in FILES if not (folder / f).is_file()]
+        folder = _download(given, revision, files)
+    missing = [f for f in files if not (folder / f).is_file()]
     if missing:
-        raise ModelError(f"model {os.fspath(name)!r}: {folder} has no {', '.join(missing)}; give a model folder, "
-                         f"a hub id such as owner/name, or {' or '.join(EMBEDDED)}")  # fmt: skip
+        raise ModelError(
+            f"model {given!r}: {folder} has no {', '.join(missing)}; give a model folder, "
+            f"a hub id such as owner/name, or {' or '.join(EMBEDDED)}"
+        )
     return folder
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    if name.count("/") != 1:
+        raise ModelError(f"model {name!r} is neither a folder, nor a hub id (owner/name), nor {EMBEDDED[0]}")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except HFValidationError as error:
-        raise ModelError(f"model {name!r} is neither a folder nor a hub id (owner/name) nor {EMBEDDED[0]}") from error
+        raise ModelError(f"model {name!r} is neither a folder nor a hub id (owner/name)") from error
     except Exception as error:  # the hub client raises a dozen kinds, none of them with a remedy
-        raise DownloadError(f"model {name!r} could not be fetched from the hub: {error}; is the id right, and is "
-                            "there a network? A local folder needs none") from error  # fmt: skip
+        raise DownloadError(
+            f"model {name!r} could not be fetched from the hub: {error}; is the id right, and is "
+            "there a network? A local folder needs none"
+        ) from error
 
 
 def load(name: str | os.PathLike[str], *, device: str = "cpu", revision: str | None = None) -> Model:
@@ -169,14 +176,11 @@ def from_whisper(
     mode: Literal["natural", "padded"] = "natural",
     projector_hidden: int = 768,
 ) -> Model:
-    """A Whisper checkpoint (transformers folder, any size) as an untrained denoiser.
+    """A Whisper checkpoint (a folder in transformers' layout or a hub id, any size) as an untrained denoiser.
 
     rows: for each token of ``tokenizer``, the Whisper tokens whose mean embedding it starts from.
     """
-    folder = Path(whisper)
-    for file in ("config.json", "model.safetensors"):
-        if not (folder / file).is_file():
-            raise ModelError(f"{folder} has no {file}: give a Whisper folder in transformers' layout")
+    folder = find(whisper, files=WHISPER_FILES)
     sizes: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     encoder = EncoderConfig(
         mels=sizes["num_mel_bins"], width=sizes["d_model"], heads=sizes["encoder_attention_heads"],
@@ -196,6 +200,8 @@ def from_whisper(
     table = stored["decoder.embed_tokens.weight"]
     stored["decoder.embed_tokens.weight"] = start_rows(table, rows)
     fresh = {k: v for k, v in network.state_dict().items() if k.startswith(("projector.", "decoder.conditioning."))}
+    for kind in ("weight", "bias"):  # audio tokens go where the decoder's own last hidden states go
+        fresh[f"projector.out_norm.{kind}"] = stored[f"decoder.layer_norm.{kind}"].clone()
     fit(network, stored | fresh, source=str(folder))
     return Model(network=network, tokenizer=tokenizer, config=config)
 
@@ -214,8 +220,16 @@ def start_rows(table: Tensor, rows: list[list[int]]) -> Tensor:
     return torch.stack(means)
 
 
-def copy_assets(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    """Copy files that travel with a checkpoint, such as the model card and licences."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+def summary(model: Model) -> str:
+    """What is inside: a line a part with its parameters, and the sizes that matter."""
+    parts = {"encoder (frozen)": model.network.encoder, "projector": model.network.projector}
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    decoder = model.network.decoder
+    counts["token embedding"] = decoder.embed_tokens.weight.numel()
+    counts["conditioning"] = sum(p.numel() for p in decoder.conditioning.parameters())
+    counts["decoder"] = sum(p.numel() for p in decoder.parameters()) - sum(list(counts.values())[2:])
+    lines = [f"{model.config.name}: {model.config.backbone} backbone, {model.config.encoder.mode} encoding"]
+    lines += [f"  {name:18} {count:>12,}" for name, count in counts.items()]
+    lines.append(f"  {'all':18} {sum(counts.values()):>12,} parameters")
+    lines.append(f"  {model.tokenizer.size:,} tokens, languages {', '.join(LANGUAGES)}")
+    return "\n".join(lines)

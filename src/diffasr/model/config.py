@@ -79,6 +79,10 @@ class ModelConfig:
 
 def _read(kind: type[T], fields: dict[str, Any]) -> T:
     try:
-        return kind(**fields)
+        made = kind(**fields)
     except TypeError as error:
         raise ModelError(f"config.json: {kind.__name__}: {error}") from error
+    for name, value in fields.items():
+        if value not in ("natural", "padded") if name == "mode" else type(value) is not int or value < 1:
+            raise ModelError(f"config.json: {kind.__name__}: {name} is {value!r}")
+    return made

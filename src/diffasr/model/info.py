@@ -27,7 +27,7 @@ _PARTS = (
     ("embedding", ".embed_tokens."),
     ("stacks (attention, MLP, norms)", "model."),
 )
-"""A parameter belongs to the first part whose mark its name holds. The head is the embedding, and both stacks are one."""
+"""A parameter is of the first part whose mark its name holds. The head is the embedding; both stacks are one."""
 
 
 @dataclass(frozen=True, kw_only=True)

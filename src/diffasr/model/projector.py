@@ -8,10 +8,12 @@ from torch.nn import functional as F
 class Projector(nn.Module):
     """Stride-2 convolutions, then one linear layer.
 
+    The last norm gives the audio tokens the size that the language model's head expects, ``scale`` a channel: Whisper's
+    needs vectors of length 200, and a linear layer alone takes hundreds of steps to grow to it.
     ``strides`` of 3 turn 1500 frames into 188 audio tokens (the 26 B system); 2 turn 50 frames a second into 12.5.
     """
 
-    def __init__(self, *, speech_width: int, hidden: int, width: int, strides: int) -> None:
+    def __init__(self, *, speech_width: int, hidden: int, width: int, strides: int, scale: float = 1.0) -> None:
         super().__init__()
         widths = [speech_width, *[hidden] * strides]
         self.norm = nn.LayerNorm(speech_width)
@@ -19,6 +21,8 @@ class Projector(nn.Module):
             nn.Conv1d(a, b, kernel_size=3, stride=2, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
         self.linear = nn.Linear(hidden, width)
+        self.out_norm = nn.LayerNorm(width)
+        nn.init.constant_(self.out_norm.weight, scale)
 
     def slots(self, frames: Tensor) -> Tensor:
         """How many audio tokens come from so many frames: each convolution halves, rounded up."""
@@ -33,4 +37,4 @@ class Projector(nn.Module):
             real = torch.arange(x.shape[2], device=x.device) < lengths[:, None]  # (B, T)
             x = F.gelu(conv(x * real[:, None]))  # (B, hidden, ceil(T / 2))
             lengths = (lengths + 1) // 2
-        return self.linear(x.transpose(1, 2))  # (B, N, D)
+        return self.out_norm(self.linear(x.transpose(1, 2)))  # (B, N, D)

@@ -7,15 +7,17 @@ A manifest is JSON lines with NeMo's keys: ``audio_filepath`` (relative to the m
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffasr.audio import load_audio, log_mel
+from diffasr.audio import Samples, load_audio, log_mel
 from diffasr.errors import AudioError, ManifestError
 from diffasr.model.encoder import WhisperEncoder, stack
 from diffasr.model.network import Speech
@@ -39,14 +41,14 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
     if not file.is_file():
         raise ManifestError(f"no manifest at {file}")
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
         try:
             fields = json.loads(line)
             item = Utterance(
                 audio=str((file.parent / fields["audio_filepath"]).resolve()),
                 duration=float(fields["duration"]),
                 text=str(fields["text"]),
-                language=fields["lang"],
+                language=str(fields["lang"]),
                 source=fields.get("source", ""),
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -56,8 +58,6 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
         if item.language not in LANGUAGES:
             raise ManifestError(f"{file} line {number}: lang {item.language!r} is none of {', '.join(LANGUAGES)}")
         found.append(item)
-    if not found:
-        raise ManifestError(f"{file} has no utterances")
     return found
 
 
@@ -72,7 +72,9 @@ class FeatureStore:
         index = self.folder / "index.jsonl"
         if not index.is_file():
             raise ManifestError(f"no features at {self.folder}: build them first")
-        rows = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+        rows = _read_index(index)
+        if not rows:
+            raise ManifestError(f"no features in {self.folder}: none of its recordings could be used")
         self.utterances = [Utterance(**row["utterance"]) for row in rows]
         self.spans = [(row["start"], row["count"]) for row in rows]
         width = rows[0]["width"]
@@ -103,33 +105,45 @@ class FeatureStore:
         done = set()
         start = 0
         if index.is_file():
-            rows = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines()]
+            rows = _read_index(index)
             done = {row["utterance"]["audio"] for row in rows}
             start = sum(row["count"] for row in rows)
         width = encoder.layer_norm.weight.shape[0]
         todo = sorted((u for u in utterances if u.audio not in done), key=lambda u: u.duration)
-        todo = [u for u in todo if u.duration <= max_seconds]
-        with (place / "frames.f16").open("ab") as out, index.open("a", encoding="utf-8") as listing:
+        with (place / "frames.f16").open("ab") as out, index.open("ab") as listing:
             out.truncate(start * width * 2)
-            for group, mels in _mel_groups(todo, mels=encoder.conv1.in_channels, padded=padded):
+            listing.truncate(index.read_bytes().rfind(b"\n") + 1)
+            mels_of = partial(log_mel, mels=encoder.conv1.in_channels, padded=padded)
+            for group, mels in _mel_groups(todo, mels_of, max_seconds=max_seconds):
+                lines = []
                 for utterance, frames in zip(group, _encode(encoder, mels, group, padded=padded), strict=True):
                     out.write(frames.half().numpy().tobytes())
                     row = {"utterance": asdict(utterance), "start": start, "count": len(frames), "width": width}
-                    listing.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    lines.append(json.dumps(row, ensure_ascii=False) + "\n")
                     start += len(frames)
-                out.flush()
+                out.flush()  # before the index: it never names frames that are not there
+                listing.write("".join(lines).encode())
                 listing.flush()
         return cls(place)
 
 
+def _read_index(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of an index; one that was cut short does not count."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]]
+
+
 def _mel_groups(
-    utterances: list[Utterance], *, mels: int, padded: bool, group_seconds: float = 60.0
+    utterances: list[Utterance],
+    mels_of: Callable[[Samples], Samples],
+    *,
+    max_seconds: float,
+    group_seconds: float = 60.0,
 ) -> Iterator[tuple[list[Utterance], list[Tensor]]]:
     group: list[Utterance] = []
     features: list[Tensor] = []
     for utterance in utterances:
         try:
-            mel = torch.from_numpy(log_mel(load_audio(utterance.audio), mels=mels, padded=padded))
+            mel = torch.from_numpy(mels_of(load_audio(utterance.audio, max_seconds=max_seconds)))
         except AudioError as error:
             print(f"left out: {error}")
             continue

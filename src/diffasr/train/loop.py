@@ -8,7 +8,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from diffasr.errors import RecipeError
 from diffasr.evaluate.score import score_store
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import Model
-from diffasr.train.data import Batch, FeatureStore, Item, collate, deal, read_items
+from diffasr.train.data import FeatureStore, Item, collate, deal, read_items
 from diffasr.train.lora import add_lora, merge_lora
 from diffasr.train.stages import Recipe, Stage
 from diffasr.train.step import losses
@@ -48,17 +48,21 @@ def train(recipe: Recipe, out: Path, *, overfit: int = 0, stop_after: int | None
     model = checkpoint.load(recipe.init)
     network = model.network
     items = read_items((FeatureStore(p) for p in recipe.features), model.tokenizer, max_tokens=160)
-    dev = FeatureStore(recipe.dev)
-    if overfit:
-        items = items[:overfit]
-        dev = items[0].store
     if not items:
         raise RecipeError(f"{recipe.name}: the feature stores hold no utterance that fits")
+    dev = FeatureStore(recipe.dev)
+    looks: Sequence[int] = range(0, len(dev.utterances), max(1, len(dev.utterances) // recipe.evaluate_count))
+    if overfit:
+        items, dev = items[:overfit], items[0].store
+        looks = [item.number for item in items if item.store is dev]
     shares = None if overfit else recipe.shares
     place, saved = _resume(out / "state.pt")
+    if saved is not None and saved["optimiser"] is None:  # it stopped between two stages, or after the last
+        network.load_state_dict(saved["network"])
+        saved = None
     done = 0
     stop = _stop_signals()
-    log = (out / "log.jsonl").open("a", encoding="utf-8")
+    log = out / "log.jsonl"
     board = _board(out)
 
     for number, stage in enumerate(recipe.stages):
@@ -101,13 +105,15 @@ def train(recipe: Recipe, out: Path, *, overfit: int = 0, stop_after: int | None
                 place.step += 1
                 done += 1
 
-                entry: dict[str, Any] = {name: round(float(value), 4) for name, value in parts.items()}
+                entry: dict[str, Any] = {name: round(float(value.detach()), 4) for name, value in parts.items()}
                 entry |= {"norm": round(float(norm), 3), "rate": rate, "seconds": time.perf_counter() - started}
                 entry |= {"rows": len(batch.tokens)}
-                bar.update(task, advance=1, description=" ".join(f"{k} {float(v):.3f}" for k, v in parts.items()))
+                bar.update(
+                    task, advance=1, description=" ".join(f"{k} {float(v.detach()):.3f}" for k, v in parts.items())
+                )
                 if place.step % recipe.evaluate_every == 0 or place.step == stage.steps:
                     with _averaged(parameters, average):
-                        entry |= _look(model, dev, recipe, stage)
+                        entry |= _look(model, dev, looks, stage)
                 _write(log, board, {"stage": stage.name, "step": place.step, "epoch": place.epoch} | entry)
                 leaving = stop() or done == stop_after
                 if leaving or place.step % recipe.save_every == 0:
@@ -205,10 +211,8 @@ class _averaged:
             value.copy_(kept)
 
 
-def _look(model: Model, dev: FeatureStore, recipe: Recipe, stage: Stage) -> dict[str, float]:
-    """Character error rates on some of ``dev``, spread evenly."""
-    every = max(1, len(dev.utterances) // recipe.evaluate_count)
-    numbers = range(0, len(dev.utterances), every)
+def _look(model: Model, dev: FeatureStore, numbers: Sequence[int], stage: Stage) -> dict[str, float]:
+    """Character error rates on some utterances of ``dev``."""
     decoders = ("ctc", "diffusion") if stage.diffusion > 0 else ("ctc",)
     out = {}
     for decoder in decoders:
@@ -259,9 +263,9 @@ def _board(out: Path) -> Any:
     return SummaryWriter(str(out / "tensorboard"))
 
 
-def _write(log: Any, board: Any, entry: dict[str, Any]) -> None:
-    log.write(json.dumps(entry) + "\n")
-    log.flush()
+def _write(log: Path, board: Any, entry: dict[str, Any]) -> None:
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
     if board is not None:
         for name, value in entry.items():
             if isinstance(value, float):

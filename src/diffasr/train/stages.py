@@ -74,6 +74,8 @@ class Stage:
                      "conditioned_share", "final_rate", "ema"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"stage {self.name}: {name} is a share from 0 to 1, got {getattr(self, name)}")
+        if min(self.rates.values()) < 0 or self.clip <= 0 or self.weight_decay < 0 or self.ctc_extra < 0:
+            raise RecipeError(f"stage {self.name}: clip must be above 0, rates, weight_decay and ctc_extra 0 or more")
         if min(self.diffusion, self.ar, self.ctc) < 0 or self.diffusion + self.ar + self.ctc == 0:
             raise RecipeError(f"stage {self.name}: loss weights must be 0 or more, and one above 0")
 
@@ -102,6 +104,18 @@ class Recipe:
     save_every: int = 250
     folder: Path = field(default=Path())
 
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names or len({*names, "model"}) <= len(names):  # out/model holds the result
+            raise RecipeError(f"{self.name}: each stage needs a name of its own, and not model, got {names}")
+        if min(self.evaluate_every, self.evaluate_count, self.save_every) < 1:
+            raise RecipeError(f"{self.name}: evaluate_every, evaluate_count and save_every must be at least 1")
+        unknown = set(self.shares or ()) - set(LANGUAGES)
+        if unknown:
+            raise RecipeError(f"{self.name}: shares names {sorted(unknown)}; languages are {', '.join(LANGUAGES)}")
+        if self.shares is not None and (min(self.shares.values(), default=0) < 0 or not sum(self.shares.values())):
+            raise RecipeError(f"{self.name}: shares must be 0 or more, and one above 0")
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Recipe":
         """Read a recipe; raises RecipeError that names the key."""
@@ -122,10 +136,7 @@ class Recipe:
             table["features"] = tuple(base / p for p in table["features"])
         except KeyError as error:
             raise RecipeError(f"{file} lacks {error}") from error
-        recipe = _checked(cls, table | {"stages": stages, "folder": base})
-        unknown = set(recipe.shares or ()) - set(LANGUAGES)
-        if unknown:
-            raise RecipeError(f"{file}: shares names {sorted(unknown)}; languages are {', '.join(LANGUAGES)}")
+        recipe: Recipe = _checked(cls, table | {"stages": stages, "folder": base})
         return recipe
 
 

@@ -1,0 +1,84 @@
+"""The three things around the training of the mini: the checkpoint it starts from, its features, its export.
+
+python recipes/mini/prepare.py init --whisper work/whisper/transformers --shared ../shared --out work/init
+python recipes/mini/prepare.py features MANIFEST --init work/init --out work/features/NAME [--padded]
+python recipes/mini/prepare.py export runs/mini/model --out src/diffasr/assets/mini
+"""
+
+import argparse
+import json
+import unicodedata
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer as Backend
+
+from diffasr.model import checkpoint
+from diffasr.text import LANGUAGES, Tokenizer
+from diffasr.train import vocabulary
+from diffasr.train.data import FeatureStore, read_manifest
+
+MERGES = 1000
+"""New tokens for Hindi."""
+MIN_COUNT = 5
+"""How often the text must use a token for it to stay."""
+HINDI_LINES = 20_000
+
+
+def init(whisper: Path, shared: Path, out: Path) -> None:
+    """Cut and grow the tokenizer, and write Whisper's weights under it as an untrained checkpoint."""
+    lines = [row.text for row in read_manifest(shared / "speech" / "train.jsonl")]
+    hindi: list[str] = []
+    for code in LANGUAGES:
+        raw = (shared / "text" / f"{code}.txt").read_text(encoding="utf-8")
+        clean = unicodedata.normalize("NFC", raw).replace("\u200c", "").replace("\u200d", "")
+        text = [line for line in clean.split("\n") if line]
+        lines += text
+        if code == "hi":
+            hindi = text[:HINDI_LINES]
+    original = whisper / "tokenizer.json"
+    spec = vocabulary.build(original, lines, hindi, merges=MERGES, min_count=MIN_COUNT)
+    old = vocabulary.words_together(json.loads(original.read_text(encoding="utf-8")))
+    tokenizer = Tokenizer(Backend.from_str(json.dumps(spec)))
+    model = checkpoint.from_whisper(whisper, tokenizer, vocabulary.sources(old, spec), name="mini")
+    checkpoint.save(out, model)
+    print(f"{out}: {tokenizer.size} tokens")
+
+
+def features(manifest: Path, start: Path, out: Path, *, padded: bool) -> None:
+    """Run the frozen encoder over a manifest; go on where an interrupted run stopped."""
+    encoder = checkpoint.load(start).network.encoder
+    store = FeatureStore.build(read_manifest(manifest), encoder, out, padded=padded)
+    hours = sum(u.duration for u in store.utterances) / 3600
+    print(f"{out}: {len(store.utterances)} utterances, {hours:.2f} hours")
+
+
+def main() -> None:
+    """Read the call and do one of the three."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    first = commands.add_parser("init")
+    first.add_argument("--whisper", type=Path, required=True)
+    first.add_argument("--shared", type=Path, required=True)
+    second = commands.add_parser("features")
+    second.add_argument("manifest", type=Path)
+    second.add_argument("--init", type=Path, required=True)
+    second.add_argument("--padded", action="store_true", help="encode 30 s each, keep the real frames")
+    second.add_argument("--threads", type=int, default=2)
+    third = commands.add_parser("export")
+    third.add_argument("model", type=Path)
+    for command in (first, second, third):
+        command.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    match args.command:
+        case "init":
+            init(args.whisper, args.shared, args.out)
+        case "features":
+            torch.set_num_threads(args.threads)
+            features(args.manifest, args.init, args.out, padded=args.padded)
+        case "export":
+            checkpoint.save(args.out, checkpoint.load(args.model), precision="int8")
+
+
+if __name__ == "__main__":
+    main()

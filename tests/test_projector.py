@@ -1,0 +1,56 @@
+"""Slot counts, and rows that do not see their padding."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffasr.model.projector import Projector
+
+
+def projector(strides: int) -> Projector:
+    torch.manual_seed(strides)
+    return Projector(speech_width=6, hidden=10, width=8, strides=strides).requires_grad_(False)
+
+
+def frames_of(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("strides", "slots"), [(1, 750), (2, 375), (3, 188)])
+def test_a_window_of_1500_frames(strides: int, slots: int) -> None:
+    bridge = projector(strides)
+    assert bridge.slots(torch.tensor([1500])).tolist() == [slots]
+    assert bridge(frames_of(1, 1500, 6), torch.tensor([1500])).shape == (1, slots, 8)
+
+
+@given(st.integers(1, 3), st.integers(1, 60))
+def test_slots_are_what_comes_out_and_every_frame_has_one(strides: int, length: int) -> None:
+    bridge = projector(strides)
+    slots = int(bridge.slots(torch.tensor(length)))
+    assert bridge(frames_of(1, length, 6), torch.tensor([length])).shape == (1, slots, 8)
+    assert slots == -(-length // 2**strides)
+
+
+@pytest.mark.parametrize("strides", [2, 3])
+def test_a_row_of_a_batch_equals_the_row_alone(strides: int) -> None:
+    bridge, lengths = projector(strides), torch.tensor([30, 1, 17, 12])
+    frames = frames_of(4, 30, 6)  # what lies past the length is no zero
+    together = bridge(frames, lengths)
+    for row, n in enumerate(lengths.tolist()):
+        alone = bridge(frames[row : row + 1, :n], lengths[row : row + 1])
+        torch.testing.assert_close(together[row, : alone.shape[1]], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_loudness_of_a_frame_is_normed_away_but_its_shape_is_heard() -> None:
+    bridge, length = projector(2), torch.tensor([20])
+    frames = frames_of(1, 20, 6)
+    torch.testing.assert_close(bridge(3 * frames, length), bridge(frames, length), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(bridge(frames.flip(2), length), bridge(frames, length), atol=1e-2)
+
+
+def test_the_large_one_has_as_many_weights_as_the_design_says() -> None:
+    with torch.device("meta"):
+        bridge = Projector(speech_width=768, hidden=1408, width=2816, strides=3)
+    assert sum(p.numel() for p in bridge.parameters()) == pytest.approx(19.1e6, rel=0.01)

@@ -1,0 +1,237 @@
+"""Laws of the sampler, with denoisers that are plain functions."""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffasr.diffusion.sampler import Denoise, Draft, SamplingOptions, fresh_rows, sample, within_bound
+from diffasr.errors import OptionError
+
+V = 12
+LENGTHS = torch.tensor([9, 4, 7])
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def noise(lengths: Tensor = LENGTHS, seed: int = 0) -> Tensor:
+    return torch.randint(V, (len(lengths), int(lengths.max())), generator=torch.Generator().manual_seed(seed))
+
+
+def knows(answer: Tensor) -> Denoise:
+    """A denoiser that is sure of the answer whatever it sees."""
+    return lambda canvas, previous: 30.0 * F.one_hot(answer[:, : canvas.shape[1]], V)
+
+
+def doubts(lengths: Tensor, sharpness: float = 2.0) -> Denoise:
+    """A denoiser whose every place depends on all real places of its row, and on what was believed before."""
+    table, places, belief = randn(V, 8).double(), randn(32, 8, seed=1).double(), randn(V, V, seed=2).double()
+
+    def denoise(canvas: Tensor, previous: Tensor | None) -> Tensor:
+        real = (torch.arange(canvas.shape[1]) < lengths[:, None])[..., None]
+        seen = table[canvas] * real
+        hidden = seen + seen.sum(1, keepdim=True) / lengths[:, None, None] + places[: canvas.shape[1]]
+        logits = sharpness * hidden @ table.T
+        return logits if previous is None else logits + 3 * previous.double().softmax(-1) @ belief
+
+    return denoise
+
+
+def run(denoise: Denoise, canvas: Tensor, lengths: Tensor = LENGTHS, **options: object) -> list[Draft]:
+    return list(sample(denoise, canvas, lengths, SamplingOptions(**options), vocabulary=V))  # type: ignore[arg-type]
+
+
+def real_tokens(drafts: list[Draft], lengths: Tensor = LENGTHS) -> list[list[list[int]]]:
+    return [[row[:n] for row, n in zip(d.tokens.tolist(), lengths.tolist(), strict=True)] for d in drafts]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("accept", ["entropy", "all"])
+def test_a_denoiser_that_knows_is_believed_from_any_start(steps: int, accept: str) -> None:
+    answer = noise(seed=5)
+    for seed in range(3):
+        drafts = run(knows(answer), noise(seed=seed), steps=steps, accept=accept, temperature=1.5, seed=seed)
+        assert torch.equal(drafts[-1].tokens, answer)
+        assert drafts[-1].entropy.max() < 1e-6
+        assert drafts[-1].log_probability.min() > -1e-6
+        assert len(drafts) == min(steps, 2), "the second step sees that nothing changed, and stops"
+
+
+def test_the_seed_decides_all() -> None:
+    first, again, other = (run(doubts(LENGTHS), noise(), seed=s) for s in (3, 3, 4))
+    assert real_tokens(first) == real_tokens(again)
+    assert real_tokens(first) != real_tokens(other)
+
+
+def test_the_most_likely_everywhere_needs_no_dice() -> None:
+    calm: dict[str, object] = {"temperature": 0.0, "final_temperature": 0.0, "accept": "all"}
+    assert real_tokens(run(doubts(LENGTHS), noise(), seed=1, **calm)) == real_tokens(
+        run(doubts(LENGTHS), noise(), seed=2, **calm)
+    )
+
+
+@pytest.mark.parametrize("accept", ["entropy", "all"])
+@pytest.mark.parametrize("row", range(3))
+def test_a_row_of_a_batch_equals_the_row_alone(row: int, accept: str) -> None:
+    together = run(doubts(LENGTHS), noise(), accept=accept, stop_entropy=0.0)
+    only = LENGTHS[row : row + 1]
+    canvas = noise()[row : row + 1, : int(only)]
+    alone = run(doubts(only), canvas, only, accept=accept, stop_entropy=0.0)
+    assert [tokens[row] for tokens in real_tokens(together)] == [tokens[0] for tokens in real_tokens(alone, only)]
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a.entropy[row : row + 1, : int(only)], b.entropy)
+        assert torch.equal(a.accepted[row : row + 1, : int(only)], b.accepted)
+        assert not a.accepted[row, int(only) :].any(), "padding is never accepted"
+
+
+def settling(quick: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Rows where ``quick`` say the same twice and then something else; the others change their mind every time."""
+    calls = iter(range(100))
+
+    def denoise(canvas: Tensor, previous: Tensor | None) -> Tensor:
+        step = next(calls)
+        word = torch.where(quick, 1 if step < 2 else 5, 2 + step % 2)[:, None].expand(canvas.shape)
+        return 30.0 * F.one_hot(word, V)
+
+    return denoise
+
+
+def test_a_finished_row_keeps_its_draft_while_others_go_on() -> None:
+    drafts = run(settling(torch.tensor([True, False, True])), noise(), steps=6)
+    assert [d.step for d in drafts] == [1, 2, 3, 4, 5, 6]
+    assert [d.finished.tolist() for d in drafts] == [[False] * 3, *[[True, False, True]] * 5]
+    assert all((d.tokens[[0, 2]] == 1).all() for d in drafts), "what it would say later is not asked"
+    assert [int(d.tokens[1, 0]) for d in drafts] == [2, 3, 2, 3, 2, 3]
+
+
+def test_when_all_are_finished_no_more_steps_follow() -> None:
+    drafts = run(settling(torch.tensor([True, True, True])), noise(), steps=6)
+    assert len(drafts) == 2
+    assert drafts[-1].finished.all()
+
+
+def test_a_row_that_is_sure_but_changes_or_stays_but_doubts_is_not_finished() -> None:
+    assert not run(settling(torch.tensor([False] * 3)), noise(), steps=4)[-1].finished.any()
+    flat = run(lambda canvas, previous: torch.zeros(*canvas.shape, V), noise(), steps=4)
+    assert not flat[-1].finished.any()
+    assert torch.allclose(flat[-1].entropy, torch.tensor(float(V)).log())
+
+
+def test_accepted_places_are_seen_and_the_others_are_drawn_anew() -> None:
+    seen: list[Tensor] = []
+    answer = noise(seed=5)
+
+    def denoise(canvas: Tensor, previous: Tensor | None) -> Tensor:
+        seen.append(canvas)
+        sure = (torch.arange(canvas.shape[1]) % 2 == 0)[None, :, None]
+        return 30.0 * F.one_hot(answer, V) * sure  # odd places: no idea
+
+    drafts = run(denoise, noise(), steps=8, entropy_bound=0.0)
+    assert all((d.accepted.sum(1) == 1).all() for d in drafts), "bound 0: the surest place and no other"
+    even = torch.arange(9) % 2 == 0
+    for draft, canvas in zip(drafts, seen[1:], strict=False):
+        assert torch.equal(canvas[draft.accepted], answer[draft.accepted])
+    odd_tokens = torch.stack(seen[1:])[:, 0, ~even]
+    assert (odd_tokens[1:] != odd_tokens[:-1]).any(), "places without acceptance change from step to step"
+
+
+CHANGES = {
+    "steps": (3, 5),
+    "temperature": (0.0, 3.0),
+    "final_temperature": (0.0, 3.0),
+    "entropy_bound": (0.0, 5.0),
+    "accept": ("entropy", "all"),
+    "stop_entropy": (0.0, 3.0),
+    "self_conditioning": (True, False),
+    "seed": (0, 1),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_option_changes_something(name: str) -> None:
+    base: dict[str, object] = {"steps": 5, "temperature": 1.0, "entropy_bound": 1.0}
+    sharpness = 4.0 if name == "stop_entropy" else 2.0
+    results = [
+        real_tokens(run(doubts(LENGTHS, sharpness), noise(), **(base | {name: value}))) for value in CHANGES[name]
+    ]
+    assert results[0] != results[1]
+
+
+def test_no_option_is_forgotten() -> None:
+    elsewhere = {"start", "seed_noise"}  # test_transcribe.py
+    assert {f.name for f in fields(SamplingOptions)} == CHANGES.keys() | elsewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("start", "silence"),
+        ("accept", "some"),
+        ("seed_noise", -0.1),
+        ("seed_noise", 1.1),
+        ("seed_noise", float("nan")),
+        ("temperature", -1.0),
+        ("final_temperature", float("nan")),
+        ("entropy_bound", float("inf")),
+        ("stop_entropy", -1e-9),
+    ],
+)
+def test_a_bad_value_fails_at_construction_and_is_named(name: str, value: object) -> None:
+    with pytest.raises(OptionError, match=name):
+        SamplingOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_temperature_is_a_straight_line() -> None:
+    options = SamplingOptions(steps=5, temperature=1.0, final_temperature=0.2)
+    assert [options.temperature_at(i) for i in range(5)] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    assert SamplingOptions(steps=1, temperature=1.0, final_temperature=0.2).temperature_at(0) == pytest.approx(0.2)
+
+
+def slow_bound(entropies: list[float], bound: float) -> list[float]:
+    """The accepted entropies of one row: take the surest while all taken but the last stay under the bound."""
+    taken: list[float] = []
+    for entropy in sorted(entropies):
+        if sum(taken) > bound:
+            break
+        taken.append(entropy)
+    return taken
+
+
+quarters = st.integers(0, 20).map(lambda n: n / 4)  # sums of quarters are exact
+
+
+@given(st.lists(st.lists(quarters, min_size=1, max_size=8), min_size=1, max_size=4), quarters)
+def test_the_bound_accepts_what_a_slow_loop_accepts(rows: list[list[float]], bound: float) -> None:
+    size = max(len(row) for row in rows) + 1
+    entropy = torch.tensor([row + [0.0] * (size - len(row)) for row in rows])
+    real = torch.arange(size) < torch.tensor([len(row) for row in rows])[:, None]
+    accepted = within_bound(entropy, real, bound)
+    assert not (accepted & ~real).any()
+    for row, values in enumerate(rows):
+        assert sorted(entropy[row, accepted[row]].tolist()) == slow_bound(values, bound)
+    assert accepted.any(1).all(), "at least one a row"
+
+
+def test_bound_0_accepts_the_surest_place_alone() -> None:
+    entropy = torch.tensor([[0.5, 0.2, 0.9], [0.1, 0.0, 0.0]])
+    real = torch.tensor([[True, True, True], [True, False, False]])
+    assert within_bound(entropy, real, 0.0).tolist() == [[False, True, False], [True, False, False]]
+
+
+def test_fresh_rows_draw_from_their_own_dice_only() -> None:
+    def dice() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(s) for s in (1, 2)]
+
+    wide, narrow = (fresh_rows([n, 4], 9, dice(), vocabulary=V) for n in (9, 2))
+    assert torch.equal(wide[1], narrow[1])
+    assert torch.equal(wide[0, :2], narrow[0, :2])
+    assert wide.max() < V
+    assert wide[1, 4:].sum() == 0
