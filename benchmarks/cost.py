@@ -39,7 +39,7 @@ def main() -> None:
     rows = {f"{n} steps": diffasr.SamplingOptions(steps=n, stop_entropy=0.0) for n in (1, 2, 4, 8, 16)}
     rows["8 steps, adaptive stop"] = diffasr.SamplingOptions(steps=8)
     times: dict[str, list[float]] = {name: [] for name in rows}
-    for name, options in rows.items():  # warm-up
+    for options in rows.values():  # warm-up
         asr.transcribe(clip, language="de", options=options)
     for _ in range(args.repeats):
         for name, options in rows.items():
@@ -48,9 +48,7 @@ def main() -> None:
             times[name].append(time.perf_counter() - started)
 
     base = statistics.median(times["8 steps"])
-    print(
-        f"{args.seconds:g} s of audio, {args.threads} threads, torch {torch.__version__}, {args.repeats} rounds, medians"
-    )
+    print(f"{args.seconds:g} s of audio, {args.threads} threads, torch {torch.__version__}, {args.repeats} rounds")
     print(f"| decoding | seconds | of 8 steps | times real time |\n{'|---' * 4}|")
     for name, measured in times.items():
         median = statistics.median(measured)

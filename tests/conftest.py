@@ -153,7 +153,7 @@ def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> FeatureStore:
     """Eight short utterances in two languages."""
     says = [
-        ("the cat", "en"), ("a dog", "en"), ("see them", "en"), ("no", "en"),
+        ("the cat", "en"), ("a dog", "en"), ("say them", "en"), ("no", "en"),
         ("ein hund", "de"), ("die katze", "de"), ("ja", "de"), ("das haus", "de"),
     ]  # fmt: skip
     return write_store(tmp_path_factory.mktemp("data") / "store", says, tokenizer)

@@ -327,7 +327,7 @@ def test_flac_without_a_length_is_read_to_the_end() -> None:
 
 
 def whisper_mel(audio: np.ndarray, mels: int, padded: bool) -> np.ndarray:
-    from transformers import WhisperFeatureExtractor  # noqa: PLC0415 - slow to import
+    from transformers import WhisperFeatureExtractor
 
     extractor: Any = WhisperFeatureExtractor(feature_size=mels)  # type: ignore[no-untyped-call]
     padding = "max_length" if padded else "do_not_pad"

@@ -101,7 +101,7 @@ def test_a_tokenizer_of_another_size_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["decoder"]["vocabulary"] = 41
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="tokenizer has 40 tokens, config.json says 41"):
+    with pytest.raises(ModelError, match=r"tokenizer has 40 tokens, config.json says 41"):
         load(folder)
 
 

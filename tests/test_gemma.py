@@ -17,6 +17,9 @@ from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.gemma import GemmaNetwork, Prompt, add_lora, build_backbone, full_text_config, load_backbone
 from diffasr.model.network import Cache, Network, Speech
 from diffasr.model.projector import Projector
+from diffasr.train.data import Batch
+from diffasr.train.stages import Stage
+from diffasr.train.step import losses
 
 VOCABULARY = 40
 END = 0
@@ -296,3 +299,40 @@ def test_what_is_no_diffusion_gemma_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DownloadError, match="owner/name"):
         load_backbone("owner/name", dtype=torch.float32)
+
+
+def test_selected_rows_are_the_rows_and_leave_the_cache_alone(network: GemmaNetwork) -> None:
+    with torch.no_grad():
+        cache = network.prefill(speech_of([40, 24, 33]), None)
+        before = [t.clone() for t in keys_and_values(cache)]
+        rows = torch.tensor([2, 0, 2])
+        canvas, lengths = tokens_of(3, 8), torch.tensor([8, 8, 8])
+        whole = network.denoise(canvas[rows.argsort()], cache, lengths=lengths)
+        some = network.denoise(canvas, network.select(cache, rows), lengths=lengths)
+        again = network.denoise(canvas[rows.argsort()], cache, lengths=lengths)
+    assert torch.equal(whole, again)
+    assert all(torch.equal(a, b) for a, b in zip(before, keys_and_values(cache), strict=True))
+    alone = network.denoise(canvas[1:2], network.prefill(row_of(speech_of([40, 24, 33]), 0), None), lengths=lengths[:1])
+    torch.testing.assert_close(some[1:2], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_wanted_labels_are_columns_of_all(network: GemmaNetwork) -> None:
+    speech, labels = speech_of([40]), torch.tensor([3, 0, 17])
+    with torch.no_grad():
+        torch.testing.assert_close(network.ctc_logits(speech, labels), network.ctc_logits(speech)[..., labels])
+
+
+def test_the_same_training_step_trains_it() -> None:
+    network = tiny_network(lora=True)
+    stage = Stage(name="x", steps=1, rates={"projector": 1e-3}, ar=1.0, ctc=1.0, draft_share=0.5, ctc_extra=8)
+    batch = Batch(
+        speech=speech_of([200, 160]),
+        languages=torch.tensor([0, 3]),
+        tokens=tokens_of(2, 5),
+        lengths=torch.tensor([5, 3]),
+    )
+    parts = losses(network, batch, stage, vocabulary=VOCABULARY, end=END, generator=torch.Generator().manual_seed(0))
+    assert set(parts) == {"ctc", "ar", "diffusion"}
+    torch.stack(list(parts.values())).sum().backward()
+    assert all(bool(value.isfinite()) for value in parts.values())
+    assert network.projector.linear.weight.grad is not None

@@ -19,8 +19,8 @@ from diffasr.model import checkpoint
 from diffasr.text import Tokenizer
 from diffasr.train import loop
 from diffasr.train.data import FeatureStore
-from diffasr.train.lora import add_lora, merge_lora
 from diffasr.train.loop import part_of, train
+from diffasr.train.lora import add_lora, merge_lora
 from diffasr.train.stages import Recipe, Stage
 
 CTC = {"name": "ctc", "rates": {"projector": 1e-3}, "diffusion": 0.0, "ctc": 1.0}
@@ -51,9 +51,7 @@ def stage(base: dict[str, Any], steps: int, **changes: Any) -> Stage:
 
 def recipe(init: Path, store: FeatureStore, *stages: Stage, **changes: Any) -> Recipe:
     base: dict[str, Any] = {"evaluate_every": 10**6, "evaluate_count": 1, "save_every": 10**6, "seed": 5}
-    return Recipe(
-        name="r", init=init, features=(store.folder,), dev=store.folder, stages=stages, **(base | changes)
-    )
+    return Recipe(name="r", init=init, features=(store.folder,), dev=store.folder, stages=stages, **(base | changes))
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -171,7 +169,7 @@ def test_merging_an_adapter_does_not_change_what_it_computes() -> None:
     layer = network.decoder.layers[0].self_attn.q_proj
     x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     base = torch.nn.functional.linear(x, plain["decoder.layers.0.self_attn.q_proj.weight"], layer.base_layer.bias)
-    torch.testing.assert_close(layer(x), base), "no effect before training"
+    torch.testing.assert_close(layer(x), base)  # no effect before training
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(generator=torch.Generator().manual_seed(1))
@@ -255,7 +253,9 @@ def test_looks_are_taken_when_asked_and_at_the_end(
 
 
 def test_nothing_to_train_on_is_a_recipe_error(init: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    silent = write_store(tmp_path / "silent", [("", "en")], tokenizer)
+    silent = write_store(tmp_path / "silent", [("a", "en")], tokenizer)
+    index = silent.folder / "index.jsonl"
+    index.write_text(index.read_text(encoding="utf-8").replace('"text": "a"', '"text": ""'), encoding="utf-8")
     for overfit in (0, 2):
         with pytest.raises(RecipeError, match="no utterance that fits"):
             train(recipe(init, silent, stage(CTC, 2)), tmp_path / "out", overfit=overfit)

@@ -78,7 +78,9 @@ def test_ctc_rows_do_not_see_each_other_or_their_padding() -> None:
     together = ctc_loss(logits, slots, tokens, lengths, blank=BLANK)
     for b in range(3):
         n, u = int(slots[b]), int(lengths[b])
-        alone = ctc_loss(logits[b : b + 1, :n], slots[b : b + 1], tokens[b : b + 1, :u], lengths[b : b + 1], blank=BLANK)
+        alone = ctc_loss(
+            logits[b : b + 1, :n], slots[b : b + 1], tokens[b : b + 1, :u], lengths[b : b + 1], blank=BLANK
+        )
         assert together[b].item() == pytest.approx(alone.item(), rel=1e-5)
     together.sum().backward()
     assert logits.grad is not None
@@ -87,7 +89,9 @@ def test_ctc_rows_do_not_see_each_other_or_their_padding() -> None:
 
 def test_more_labels_than_slots_costs_nothing_and_pulls_nothing() -> None:
     logits = randn(2, 2, 5).requires_grad_()
-    loss = ctc_loss(logits, torch.tensor([2, 2]), torch.tensor([[0, 1, 3], [0, 0, 0]]), torch.tensor([3, 1]), blank=BLANK)
+    loss = ctc_loss(
+        logits, torch.tensor([2, 2]), torch.tensor([[0, 1, 3], [0, 0, 0]]), torch.tensor([3, 1]), blank=BLANK
+    )
     loss.sum().backward()
     assert logits.grad is not None
     assert loss[0] == 0
@@ -137,6 +141,8 @@ def test_with_every_label_drawn_ctc_and_its_gradient_are_those_of_the_whole_voca
 def test_the_drawn_labels_stand_for_all_that_were_left_out() -> None:
     logits = randn(12)
     whole = float(logits.exp().sum())
-    sums = [float((logits[labels] + weight).exp().sum()) for labels, _, weight in (candidates(3, s) for s in range(3000))]
+    sums = [
+        float((logits[labels] + weight).exp().sum()) for labels, _, weight in (candidates(3, s) for s in range(3000))
+    ]
     assert sum(sums) / len(sums) == pytest.approx(whole, rel=0.01)
     assert max(sums) > 1.1 * whole, "a single draw does not"

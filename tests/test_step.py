@@ -60,7 +60,9 @@ def test_only_the_losses_asked_for_and_all_finite(network, batch: Batch, weights
 def test_gradients_reach_the_parts(
     network: WhisperNetwork, batch: Batch, loss: str, reached: list[str], spared: list[str]
 ) -> None:
-    run(network, batch, **({"diffusion": 0.0, "conditioned_share": 1.0, "hint_drop": 0.0} | {loss: 1.0}))[loss].backward()
+    run(network, batch, **({"diffusion": 0.0, "conditioned_share": 1.0, "hint_drop": 0.0} | {loss: 1.0}))[
+        loss
+    ].backward()
     assert all(grown(network, part) > 0 for part in reached)
     assert all(grown(network, part) == 0 for part in [*spared, "encoder."])
 

@@ -80,7 +80,7 @@ def test_a_missing_file_or_token_is_a_model_error(tmp_path: Path) -> None:
 
 def test_languages_are_checked() -> None:
     assert [check_language(code) for code in (*LANGUAGES, None)] == [*LANGUAGES, None]
-    with pytest.raises(OptionError, match="'xx'.*en, de, fr"):
+    with pytest.raises(OptionError, match=r"'xx'.*en, de, fr"):
         check_language("xx")
 
 

@@ -17,8 +17,6 @@ What each engine needs (Python packages besides numpy, soundfile and soxr):
         npm pack kokoro-js@1.2.1 && tar xzf kokoro-js-1.2.1.tgz package/voices
 """
 
-# ruff: noqa: RUF001 (phonetic symbols and quotation marks are meant)
-
 import argparse
 import json
 import re

@@ -39,6 +39,23 @@ def ctc_texts(model: Model, speech: Speech) -> list[str]:
 
 
 @torch.inference_mode()
+def ar_texts(model: Model, speech: Speech, languages: Tensor | None, *, most: int = 160) -> list[str]:
+    """Each row written token by token with the causal mask on, greedily, at most ``most`` tokens: the comparison.
+
+    The text so far is read again at each token, so this costs more than a decoder made for it.
+    """
+    cache = model.network.prefill(speech, languages)
+    tokens = torch.empty(len(cache.slots), 0, dtype=torch.long)
+    ended = torch.zeros(len(tokens), dtype=torch.bool)
+    while tokens.shape[1] < most and not bool(ended.all()):
+        best = model.network.ar_logits(tokens, cache)[:, -1].argmax(-1)  # (B,)
+        best = torch.where(ended, model.tokenizer.end, best)
+        tokens = torch.cat((tokens, best[:, None]), dim=1)
+        ended |= best == model.tokenizer.end
+    return [model.tokenizer.decode(row) for row in tokens.tolist()]
+
+
+@torch.inference_mode()
 def decode(
     model: Model,
     speech: Speech,
@@ -94,7 +111,12 @@ def denoise_steps(
     hints = ctc.hint_slots(paths, size)
 
     def denoise(noisy: Tensor, previous: Tensor | None) -> Tensor:
-        return network.denoise(noisy, cache, lengths=lengths, previous=previous, hints=hints)
+        logits = network.denoise(noisy, cache, lengths=lengths, previous=previous, hints=hints)
+        if options.ctc_weight == 0:
+            return logits
+        rows = torch.arange(len(hints))[:, None]
+        heard = cache.ctc[rows, hints.clamp_min(0)].log_softmax(-1)  # (B, L, V)
+        return logits.log_softmax(-1) + options.ctc_weight * heard * (hints >= 0)[:, :, None]
 
     yield from sample(denoise, canvas, lengths, options, vocabulary=vocabulary)
 

@@ -183,10 +183,10 @@ def _main_language(parts: Sequence[tuple[_Window, Decoded]]) -> tuple[str, float
 
 def _joined(segments: Sequence[Segment]) -> str:
     """Texts in a row: a space between them, none where a Mandarin one follows another."""
-    out = ""
-    for before, segment in zip((None, *segments[:-1]), segments, strict=True):
-        glue = "" if before is None or (before.language == segment.language == "zh") else " "
-        out += glue + segment.text
+    out, before = "", ""  # of a recording without words, the empty text
+    for segment in segments:
+        out += ("" if not out or before == segment.language == "zh" else " ") + segment.text
+        before = segment.language
     return out
 
 

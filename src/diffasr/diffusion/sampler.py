@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffasr.errors import OptionError
 from diffasr.diffusion.corrupt import noise
+from diffasr.errors import OptionError
 
 Denoise = Callable[[Tensor, Tensor | None], Tensor]
 """Canvas (B, L) and the step before's logits (B, L, V) or None, to logits (B, L, V)."""
@@ -39,6 +39,8 @@ class SamplingOptions:
     """``entropy``: renew what is over the bound. ``all``: keep every token, as in plain refinement."""
     stop_entropy: float = 0.005
     """A row is done when its text did not change in a step and its mean entropy is under this, in nats."""
+    ctc_weight: float = 0.0
+    """How much CTC's logits count beside the denoiser's, at the places that CTC put there."""
     self_conditioning: bool = True
     """Show each step what the step before believed."""
     seed: int = 0
@@ -53,7 +55,7 @@ class SamplingOptions:
             raise OptionError(f"accept must be entropy or all, got {self.accept!r}")
         if not 0 <= self.seed_noise <= 1:
             raise OptionError(f"seed_noise is a share from 0 to 1, got {self.seed_noise}")
-        for name in ("temperature", "final_temperature", "entropy_bound", "stop_entropy"):
+        for name in ("temperature", "final_temperature", "entropy_bound", "ctc_weight", "stop_entropy"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
 

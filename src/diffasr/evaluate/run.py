@@ -3,12 +3,14 @@
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from diffasr.audio import load_audio
-from diffasr.decode import ctc_texts
+import torch
+
+from diffasr.audio import Samples, Source, load_audio
+from diffasr.decode import ar_texts, ctc_texts
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.evaluate.score import error_rates
 from diffasr.text import LANGUAGES
@@ -18,20 +20,21 @@ from diffasr.transcribe import Transcriber, load
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """One way to decode: a name for the table, and options; None is CTC's best path."""
+    """One way to decode one checkpoint: a name for the table, and what the diffusion ones are drawn with."""
 
     name: str
-    options: SamplingOptions | None
+    kind: Literal["ctc", "ar", "diffusion"]
+    options: SamplingOptions = field(default_factory=SamplingOptions)
 
 
 def systems(steps: Sequence[int], starts: Sequence[str]) -> list[System]:
-    """CTC first, then diffusion from each start at each number of steps."""
+    """CTC and autoregressive first, then diffusion from each start at each number of steps."""
     base = SamplingOptions()
-    found = [System(name="ctc", options=None)]
+    found = [System(name="ctc", kind="ctc"), System(name="autoregressive", kind="ar")]
     for start in starts:
         for count in steps:
             options = replace(base, steps=count, start=start)  # type: ignore[arg-type]
-            found.append(System(name=f"diffusion {start} {count}", options=options))
+            found.append(System(name=f"diffusion, from {start}, {count} steps", kind="diffusion", options=options))
     return found
 
 
@@ -45,14 +48,7 @@ def hypotheses(
         mine = [u for u in ordered if u.language == code]
         for first in range(0, len(mine), rows):
             group = mine[first : first + rows]
-            sounds = [load_audio(u.audio) for u in group]
-            if system.options is None:
-                texts = ctc_texts(asr.model, asr.hear(sounds))
-                found = [code] * len(group)
-            else:
-                language = None if find_language else code
-                results = asr.transcribe(sounds, language=language, options=system.options)
-                texts, found = [r.text for r in results], [r.language for r in results]
+            texts, found = _write(asr, [load_audio(u.audio) for u in group], system, None if find_language else code)
             for utterance, text, said in zip(group, texts, found, strict=True):
                 out.append(
                     {
@@ -65,6 +61,21 @@ def hypotheses(
                     }
                 )
     return out
+
+
+def _write(
+    asr: Transcriber, sounds: Sequence[Samples], system: System, language: str | None
+) -> tuple[list[str], list[str]]:
+    """Texts and languages of some recordings by one system. CTC writes without naming a language."""
+    match system.kind:
+        case "ctc":
+            return ctc_texts(asr.model, asr.hear(sounds)), [language or ""] * len(sounds)
+        case "ar":
+            known = None if language is None else torch.full((len(sounds),), list(LANGUAGES).index(language))
+            return ar_texts(asr.model, asr.hear(sounds), known), [language or ""] * len(sounds)
+        case "diffusion":
+            results = asr.transcribe(list[Source](sounds), language=language, options=system.options)
+            return [r.text for r in results], [r.language for r in results]
 
 
 def score_manifest(args: argparse.Namespace) -> str:
@@ -81,7 +92,7 @@ def score_manifest(args: argparse.Namespace) -> str:
             lines = [f"| decoder | {' | '.join(rates)} | mean |", "|---" * (len(rates) + 2) + "|"]
         cells = [f"{100 * rate:.1f}" for rate in (*rates.values(), sum(rates.values()) / len(rates))]
         lines.append(f"| {system.name} | {' | '.join(cells)} |")
-        if args.find_language and system.options is not None:
+        if args.find_language and system.kind == "diffusion":
             right = sum(r["found"] == r["language"] for r in made)
             lines.append(f"| language named rightly: {right} of {len(made)} |")
     if args.out is not None:

@@ -222,14 +222,20 @@ def start_rows(table: Tensor, rows: list[list[int]]) -> Tensor:
 
 def summary(model: Model) -> str:
     """What is inside: a line a part with its parameters, and the sizes that matter."""
-    parts = {"encoder (frozen)": model.network.encoder, "projector": model.network.projector}
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    decoder = model.network.decoder
-    counts["token embedding"] = decoder.embed_tokens.weight.numel()
-    counts["conditioning"] = sum(p.numel() for p in decoder.conditioning.parameters())
-    counts["decoder"] = sum(p.numel() for p in decoder.parameters()) - sum(list(counts.values())[2:])
+    network = model.network
+    counts = {
+        "encoder (frozen)": _parameters(network.encoder),
+        "projector": _parameters(network.projector),
+        "token embedding": _parameters(network.decoder.embed_tokens),
+        "conditioning": _parameters(network.decoder.conditioning),
+        "decoder layers": _parameters(network.decoder.layers),
+    }
     lines = [f"{model.config.name}: {model.config.backbone} backbone, {model.config.encoder.mode} encoding"]
     lines += [f"  {name:18} {count:>12,}" for name, count in counts.items()]
-    lines.append(f"  {'all':18} {sum(counts.values()):>12,} parameters")
+    lines.append(f"  {'all':18} {_parameters(network):>12,} parameters, norms and positions included")
     lines.append(f"  {model.tokenizer.size:,} tokens, languages {', '.join(LANGUAGES)}")
     return "\n".join(lines)
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -181,14 +181,34 @@ class GemmaNetwork(nn.Module):
         """See Network. Features padded to 30 s give 1500 frames, and with three strides 188 slots."""
         return Speech(frames=self.encoder(mel, lengths), lengths=self.encoder.frames(lengths))
 
-    def ctc_logits(self, speech: Speech) -> Tensor:
+    def slots(self, speech: Speech) -> Tensor:
         """See Network."""
-        return self._unembed(self._project(speech))
+        return self.projector.slots(speech.lengths)
+
+    def ctc_logits(self, speech: Speech, labels: Tensor | None = None) -> Tensor:
+        """See Network."""
+        logits = self._unembed(self._project(speech))
+        return logits if labels is None else logits[..., labels]
+
+    def select(self, cache: Cache, rows: Tensor) -> Cache:
+        """See Network."""
+        memory: Memory = cache.memory
+        chosen = _branch(memory.keys_values)
+        for layer in chosen.layers:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        return Cache(
+            audio=cache.audio[rows],
+            slots=cache.slots[rows],
+            ctc=cache.ctc[rows],
+            languages=cache.languages[rows],
+            language_logits=cache.language_logits[rows],
+            memory=Memory(keys_values=chosen, real=memory.real[rows], hidden=memory.hidden[rows]),
+        )
 
     def prefill(self, speech: Speech, languages: Tensor | None) -> Cache:
         """See Network."""
         audio = self._project(speech)  # (B, N, D)
-        slots = self.projector.slots(speech.lengths)
+        slots = self.slots(speech)
         keys_values = DynamicCache(config=self.backbone.config.get_text_config())
         prompt, real = self._prompt(audio, slots)
         heard = self._read(prompt, real, keys_values)[:, -1]  # (B, D)

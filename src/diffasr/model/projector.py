@@ -1,5 +1,7 @@
 """The small trained bridge: speech frames in, audio tokens of the language model's width out."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,9 +19,7 @@ class Projector(nn.Module):
         super().__init__()
         widths = [speech_width, *[hidden] * strides]
         self.norm = nn.LayerNorm(speech_width)
-        self.convs = nn.ModuleList(
-            nn.Conv1d(a, b, kernel_size=3, stride=2, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.convs = nn.ModuleList(nn.Conv1d(a, b, kernel_size=3, stride=2, padding=1) for a, b in pairwise(widths))
         self.linear = nn.Linear(hidden, width)
         self.out_norm = nn.LayerNorm(width)
         nn.init.constant_(self.out_norm.weight, scale)

@@ -3,9 +3,14 @@
 With its causal mask off the decoder reads a whole canvas at once; with the mask on it is Whisper, for the
 autoregressive loss and the comparison. It hears through cross-attention, whose keys and values are computed once.
 
-Three small things are added, each without effect before training: the projector (audio tokens, 12.5 a second, for
-CTC through the tied embedding), self-conditioning on the previous step's logits, and hints: each canvas place is told
-which audio token CTC heard for it, and when. Without hints a place of a noisy canvas does not know its own moment.
+An autoregressive decoder says at each place what comes next. So does the denoiser: what it says of a canvas place is
+read one place earlier, and training starts from what Whisper knows instead of against it (the shift of
+arXiv:2410.17891 figure 1).
+
+Small things are added, each without effect before training: the projector (audio tokens, 12.5 a second, for CTC
+through the tied embedding), and a conditioning block. It tells each place, where it is read, its own noisy token, what
+the previous step believed of it, and which audio token CTC heard for it, and when: without such hints a place of a
+noisy canvas does not know its own moment.
 """
 
 import math
@@ -21,14 +26,16 @@ from diffasr.model.projector import Projector
 
 
 class Conditioning(nn.Module):
-    """What a canvas place knows beside its token: the previous step's belief, and the audio that CTC gave it."""
+    """What is known of a canvas place: its noisy token, the previous step's belief, the audio that CTC gave it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.own = nn.Linear(width, width, bias=False)
         self.belief_norm = nn.LayerNorm(width)
         self.belief = nn.Linear(width, width, bias=False)
         self.hint_norm = nn.LayerNorm(width)
         self.hint = nn.Linear(2 * width, width, bias=False)
+        nn.init.zeros_(self.own.weight)
         nn.init.zeros_(self.belief.weight)
         nn.init.zeros_(self.hint.weight)
 
@@ -50,11 +57,46 @@ def sinusoids(places: Tensor, width: int) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
+class WhisperDecoder(nn.Module):
+    """Whisper's text decoder with the causal mask as an option, and the added conditioning."""
+
+    def __init__(
+        self, *, vocabulary: int, width: int, heads: int, layers: int, hidden: int, positions: int = 448
+    ) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocabulary, width)
+        self.embed_positions = nn.Embedding(positions, width)
+        self.layers = nn.ModuleList(Block(width, heads, hidden, hears=True) for _ in range(layers))
+        self.layer_norm = nn.LayerNorm(width)
+        self.conditioning = Conditioning(width)
+
+    def listen(self, frames: Tensor) -> list[KeysValues]:
+        """Keys and values of (B, T, S) frames, a pair a layer: all that the decoder ever needs of them."""
+        return [block.encoder_attn.keys_values(frames) for block in self.layers]
+
+    def forward(
+        self, x: Tensor, memory: tuple[list[KeysValues], Tensor], mask: Tensor | None = None, *, causal: bool = False
+    ) -> Tensor:
+        """Token embeddings (B, L, D) to hidden states (B, L, D), normed and ready for ``unembed``."""
+        speech, speech_mask = memory
+        x = x + self.embed_positions.weight[: x.shape[1]]
+        for block, keys_values in zip(self.layers, speech, strict=True):
+            x = block(x, mask, keys_values, speech_mask, causal=causal)
+        return self.layer_norm(x)
+
+    def unembed(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, V) through the tied embedding; to (B, L, C) when only ``labels`` (C,) are wanted."""
+        table = self.embed_tokens.weight
+        return F.linear(hidden, table if labels is None else table[labels])
+
+
 class WhisperNetwork(nn.Module):
     """A Whisper of any size behind the Network interface."""
 
+    prefixes: Tensor
+
     def __init__(
-        self, encoder: WhisperEncoder, projector: Projector, decoder: nn.Module, prefixes: Tensor, *, end: int
+        self, encoder: WhisperEncoder, projector: Projector, decoder: WhisperDecoder, prefixes: Tensor, *, end: int
     ) -> None:
         """prefixes: (6, P) clean tokens before a canvas, a row a language; ``end`` is also pad and CTC blank."""
         super().__init__()
@@ -123,16 +165,19 @@ class WhisperNetwork(nn.Module):
         hints: Tensor | None = None,
     ) -> Tensor:
         """See Network."""
+        decoder, table = self.decoder, self.decoder.embed_tokens.weight
         prefix = self.prefixes[cache.languages]  # (B, P)
-        x = self.decoder.embed_tokens(canvas)  # (B, L, D)
+        tokens = decoder.embed_tokens(canvas)  # (B, L, D)
+        known = decoder.conditioning.own(tokens)
         if previous is not None:
-            x = x + self.decoder.conditioning.from_logits(previous, self.decoder.embed_tokens.weight)
+            known = known + decoder.conditioning.from_logits(previous, table)
         if hints is not None:
-            x = x + self.decoder.conditioning.from_hints(cache.audio.detach(), hints)
-        x = torch.cat((self.decoder.embed_tokens(prefix), x), dim=1)  # (B, P + L, D)
-        mask = key_mask(prefix.shape[1] + lengths, x.shape[1])
-        hidden = self.decoder(x, cache.memory, mask)[:, prefix.shape[1] :]
-        return self.decoder.unembed(hidden)  # (B, L, V)
+            known = known + decoder.conditioning.from_hints(cache.audio.detach(), hints)
+        before = prefix.shape[1] - 1
+        x = torch.cat((decoder.embed_tokens(prefix), tokens[:, :-1]), dim=1)  # (B, P - 1 + L, D)
+        x = x + F.pad(known, (0, 0, before, 0))
+        hidden = decoder(x, cache.memory, key_mask(before + lengths, x.shape[1]))[:, before:]
+        return decoder.unembed(hidden)  # (B, L, V)
 
     def ar_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
         """See Network."""
@@ -140,36 +185,3 @@ class WhisperNetwork(nn.Module):
         x = self.decoder.embed_tokens(torch.cat((prefix, tokens), dim=1))  # (B, P + U, D)
         hidden = self.decoder(x, cache.memory, causal=True)[:, prefix.shape[1] - 1 :]
         return self.decoder.unembed(hidden)  # (B, U + 1, V)
-
-
-class WhisperDecoder(nn.Module):
-    """Whisper's text decoder with the causal mask as an option, and the added conditioning."""
-
-    def __init__(
-        self, *, vocabulary: int, width: int, heads: int, layers: int, hidden: int, positions: int = 448
-    ) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(vocabulary, width)
-        self.embed_positions = nn.Embedding(positions, width)
-        self.layers = nn.ModuleList(Block(width, heads, hidden, hears=True) for _ in range(layers))
-        self.layer_norm = nn.LayerNorm(width)
-        self.conditioning = Conditioning(width)
-
-    def listen(self, frames: Tensor) -> list[KeysValues]:
-        """Keys and values of (B, T, S) frames, a pair a layer: all that the decoder ever needs of them."""
-        return [block.encoder_attn.keys_values(frames) for block in self.layers]
-
-    def forward(
-        self, x: Tensor, memory: tuple[list[KeysValues], Tensor], mask: Tensor | None = None, *, causal: bool = False
-    ) -> Tensor:
-        """Token embeddings (B, L, D) to hidden states (B, L, D), normed and ready for ``unembed``."""
-        speech, speech_mask = memory
-        x = x + self.embed_positions.weight[: x.shape[1]]
-        for block, keys_values in zip(self.layers, speech, strict=True):
-            x = block(x, mask, keys_values, speech_mask, causal=causal)
-        return self.layer_norm(x)
-
-    def unembed(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, L, D) to (B, L, V) through the tied embedding; to (B, L, C) when only ``labels`` (C,) are wanted."""
-        table = self.embed_tokens.weight
-        return F.linear(hidden, table if labels is None else table[labels])

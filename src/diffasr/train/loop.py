@@ -19,7 +19,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from torch import Tensor, nn
 
 from diffasr.errors import RecipeError
-from diffasr.evaluate.score import score_store
+from diffasr.evaluate.score import Decoder, score_store
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import Model
 from diffasr.train.data import FeatureStore, Item, collate, deal, read_items
@@ -68,7 +68,7 @@ def train(recipe: Recipe, out: Path, *, overfit: int = 0, stop_after: int | None
     for number, stage in enumerate(recipe.stages):
         if number < place.stage:
             continue
-        parameters, optimiser = _prepare(network, stage)
+        parameters, optimiser = _prepare(network, stage, recipe.seed)
         average = [p.detach().clone() for p in parameters]
         if saved is not None:
             network.load_state_dict(saved["network"])
@@ -132,11 +132,13 @@ def train(recipe: Recipe, out: Path, *, overfit: int = 0, stop_after: int | None
     return out / "model"
 
 
-def _prepare(network: nn.Module, stage: Stage) -> tuple[list[nn.Parameter], torch.optim.AdamW]:
+def _prepare(network: nn.Module, stage: Stage, seed: int) -> tuple[list[nn.Parameter], torch.optim.AdamW]:
     """Thaw what the stage trains; one optimiser group a part, in the order of the parts' names."""
     network.requires_grad_(False)
     if "lora" in stage.rates:
-        add_lora(network, stage.lora_rank)
+        with torch.random.fork_rng(devices=[]):  # adapters start from torch's own dice
+            torch.manual_seed(seed)
+            add_lora(network, stage.lora_rank)
     groups = []
     for part, rate in sorted(stage.rates.items()):
         chosen = [p for name, p in network.named_parameters() if part_of(name) == part]
@@ -213,8 +215,8 @@ class _averaged:
 
 def _look(model: Model, dev: FeatureStore, numbers: Sequence[int], stage: Stage) -> dict[str, float]:
     """Character error rates on some utterances of ``dev``."""
-    decoders = ("ctc", "diffusion") if stage.diffusion > 0 else ("ctc",)
-    out = {}
+    decoders: tuple[Decoder, ...] = ("ctc", "diffusion") if stage.diffusion > 0 else ("ctc",)
+    out: dict[str, float] = {}
     for decoder in decoders:
         table = score_store(model, dev, numbers, decoder=decoder)
         out |= {f"cer_{decoder}_{language}": round(rate, 4) for language, rate in table.items()}

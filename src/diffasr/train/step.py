@@ -30,7 +30,7 @@ def losses(
     if stage.ar > 0:
         out["ar"] = _ar(network, batch, cache, stage.ar_share, end, generator)
     if stage.diffusion > 0:
-        out["diffusion"] = _diffusion(network, batch, cache, stage, vocabulary, end, generator)
+        out["diffusion"] = _diffusion(network, batch, cache, stage, end, generator)
     return out
 
 
@@ -45,8 +45,9 @@ def _ar(network: Network, batch: Batch, cache: Cache, share: float, end: int, ge
 
 
 def _diffusion(
-    network: Network, batch: Batch, cache: Cache, stage: Stage, vocabulary: int, end: int, generator: torch.Generator
+    network: Network, batch: Batch, cache: Cache, stage: Stage, end: int, generator: torch.Generator
 ) -> Tensor:
+    vocabulary = cache.ctc.shape[2]
     slack = int(torch.randint(stage.slack + 1, (), generator=generator))
     size = ctc.canvas_length(int(batch.lengths.max()), slack=slack)
     rows = len(batch.tokens)

@@ -1,0 +1,180 @@
+"""Laws of decoding a batch of windows, with a network that is a script and with a random one."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_model, random_speech, row_alone, wake
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffasr.decode import Decoded, ctc_texts, decode
+from diffasr.diffusion.ctc import BUCKETS
+from diffasr.diffusion.sampler import Draft, SamplingOptions
+from diffasr.model.checkpoint import Model
+from diffasr.model.network import Cache, Speech
+from diffasr.text import LANGUAGES
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+class Script:
+    """A network that hears the labels in ``frames`` and is sure of the answers it was given."""
+
+    def __init__(self, model: Model, answers: list[str]) -> None:
+        self.size, end = model.tokenizer.size, model.tokenizer.end
+        self.answers = torch.full((len(answers), BUCKETS[-1]), end)
+        for row, answer in enumerate(answers):
+            ids = torch.tensor(model.tokenizer.encode(answer), dtype=torch.long)
+            self.answers[row, : len(ids)] = ids
+        self.calls: list[dict[str, Any]] = []
+
+    def ctc_logits(self, speech: Speech) -> Tensor:
+        return 30.0 * F.one_hot(speech.frames, self.size)
+
+    def slots(self, speech: Speech) -> Tensor:
+        return speech.lengths
+
+    def prefill(self, speech: Speech, languages: Tensor | None) -> Cache:
+        rows = len(speech.lengths)
+        guess = torch.arange(rows) % len(LANGUAGES)
+        return Cache(
+            audio=speech.frames[..., None],
+            slots=speech.lengths,
+            ctc=self.ctc_logits(speech),
+            languages=guess if languages is None else torch.where(languages < 0, guess, languages),
+            language_logits=2.0 * F.one_hot(guess, len(LANGUAGES)).float(),
+            memory=self.answers,
+        )
+
+    def select(self, cache: Cache, rows: Tensor) -> Cache:
+        return replace(cache, languages=cache.languages[rows], slots=cache.slots[rows], memory=cache.memory[rows])
+
+    def denoise(self, canvas: Tensor, cache: Cache, **given: Any) -> Tensor:
+        self.calls.append({"canvas": canvas} | given)
+        return 30.0 * F.one_hot(cache.memory[:, : canvas.shape[1]], self.size)
+
+
+def heard(model: Model, texts: list[str]) -> Speech:
+    """What CTC will read as ``texts``: each label once, a blank behind it."""
+    blank = model.tokenizer.end
+    rows = [[x for i in model.tokenizer.encode(text) for x in (i, blank)] or [blank] for text in texts]
+    frames = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=blank)
+    return Speech(frames=frames, lengths=torch.tensor([len(r) for r in rows]))
+
+
+def scripted(
+    answers: list[str], hears: list[str] | None = None, languages: Tensor | None = None, **options: Any
+) -> tuple[list[Decoded], Script]:
+    model = random_model()
+    script = Script(model, answers)
+    speech = heard(model, answers if hears is None else hears)
+    model = Model(network=script, tokenizer=model.tokenizer, config=model.config)  # type: ignore[arg-type]
+    assert ctc_texts(model, speech) == (answers if hears is None else hears)
+    return decode(model, speech, languages, SamplingOptions(**options)), script
+
+
+def test_the_text_is_the_denoisers_not_ctcs() -> None:
+    results, _ = scripted(["the cat", "a dog"], hears=["te ct", "a dogg"])
+    assert [r.text for r in results] == ["the cat", "a dog"]
+    assert all(r.avg_logprob == pytest.approx(0, abs=1e-5) and r.avg_logprob <= 0 for r in results)
+    assert [r.steps for r in results] == [2, 2]
+
+
+def test_where_ctc_hears_nothing_nothing_is_written() -> None:
+    results, script = scripted(["never", "a dog", "said"], hears=["", "a dog", ""])
+    assert [r.text for r in results] == ["", "a dog", ""]
+    assert (results[0].steps, results[0].avg_logprob) == (0, 0.0)
+    assert all(len(call["canvas"]) == 1 for call in script.calls), "silent rows cost no step"
+    nothing, script = scripted(["x", "y"], hears=["", ""])
+    assert [r.text for r in nothing] == ["", ""]
+    assert script.calls == []
+
+
+def test_a_text_that_does_not_end_gets_a_larger_canvas() -> None:
+    long = "".join(LETTERS[i % 26] for i in range(60))
+    results, script = scripted(["a dog", long, "see"], hears=["a dog", "ab", "see"])
+    assert [r.text for r in results] == ["a dog", long, "see"]
+    sizes = [(len(c["canvas"]), c["canvas"].shape[1]) for c in script.calls]
+    assert sizes == [(3, 16)] * 2 + [(1, 32)] * 2 + [(1, 48)] * 2 + [(1, 96)] * 2
+
+
+def test_the_largest_canvas_is_the_last() -> None:
+    longest = "".join(LETTERS[i % 26] for i in range(BUCKETS[-1]))
+    results, script = scripted([longest], hears=["ab"], steps=1)
+    assert results[0].text == longest
+    assert [c["canvas"].shape[1] for c in script.calls] == list(BUCKETS)
+
+
+def test_rows_of_a_batch_have_canvases_of_their_own_length() -> None:
+    _, script = scripted(["ab", LETTERS], steps=1)
+    call = script.calls[0]
+    assert call["lengths"].tolist() == [16, 48]
+    assert call["canvas"].shape == (2, 48)
+
+
+def test_languages_are_taken_or_found() -> None:
+    texts = ["the", "die", "a"]
+    found, _ = scripted(texts)
+    assert [r.language for r in found] == ["en", "de", "fr"]
+    told, _ = scripted(texts, languages=torch.tensor([5, -1, 2]))
+    assert [r.language for r in told] == ["zh", "de", "fr"]
+    guess = F.softmax(torch.tensor([2.0, 0, 0, 0, 0, 0]), 0)
+    assert [r.language_probability for r in told] == pytest.approx([guess[1].item(), *[guess[0].item()] * 2])
+
+
+def test_the_canvas_starts_from_ctc_or_from_noise_or_in_between() -> None:
+    said = "the cat"
+    model = random_model()
+    ids = torch.tensor(model.tokenizer.encode(said))
+
+    def first(**options: Any) -> Tensor:
+        return scripted([said], **options)[1].calls[0]["canvas"][0]
+
+    seed = first()
+    assert torch.equal(seed[: len(ids)], ids)
+    assert (seed[len(ids) :] == model.tokenizer.end).all()
+    noise = first(start="noise")
+    assert (noise == seed).float().mean() < 0.3
+    assert not torch.equal(noise, first(start="noise", seed=1))
+    half = (first(seed_noise=0.5) == seed).float().mean()
+    assert 0.2 < half < 0.9
+    assert (first(seed_noise=1.0) == seed).float().mean() < 0.3
+    assert torch.equal(first(seed_noise=0.5), first(seed_noise=0.5))
+
+
+def test_hints_say_where_ctc_heard_each_token() -> None:
+    _, script = scripted(["the cat"], steps=1)
+    hints = script.calls[0]["hints"][0].tolist()
+    assert hints[:5] == [0, 2, 4, 6, 8], "the token, and a blank behind it"
+    assert hints[5:] == [-1] * 11
+
+
+def test_drafts_are_shown_with_the_rows_they_hold() -> None:
+    model = random_model()
+    script = Script(model, ["a dog", "never", LETTERS])
+    speech = heard(model, ["a dog", "", "ab"])
+    model = Model(network=script, tokenizer=model.tokenizer, config=model.config)  # type: ignore[arg-type]
+    shown: list[tuple[int, list[int]]] = []
+
+    def show(draft: Draft, rows: list[int]) -> None:
+        assert len(draft.tokens) == len(rows)
+        shown.append((draft.step, rows))
+
+    decode(model, speech, None, SamplingOptions(), show)
+    assert shown == [(1, [0, 2]), (2, [0, 2]), (1, [2]), (2, [2])]
+
+
+@pytest.mark.parametrize("start", ["ctc", "noise"])
+def test_a_row_of_a_batch_equals_the_row_alone(start: Any) -> None:
+    model, lengths = wake(random_model()), [90, 12, 50, 33]
+    speech, options = random_speech(lengths), SamplingOptions(steps=3, start=start, seed_noise=0.2)
+    together = decode(model, speech, torch.tensor([0, -1, 3, -1]), options)
+    for row, language in enumerate([0, -1, 3, -1]):
+        (alone,) = decode(model, row_alone(speech, row), torch.tensor([language]), options)
+        assert (alone.text, alone.language) == (together[row].text, together[row].language)
+        assert alone.avg_logprob == pytest.approx(together[row].avg_logprob, abs=1e-3)
+        assert alone.language_probability == pytest.approx(together[row].language_probability, abs=1e-4)
+    assert len({r.text for r in together}) > 1
+    assert decode(model, speech, torch.tensor([0, -1, 3, -1]), options) == together
