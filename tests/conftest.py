@@ -52,7 +52,7 @@ def random_model(seed: int = 0) -> Model:
     config = ModelConfig(
         name="tiny",
         encoder=EncoderConfig(mels=MELS, width=WIDTH, heads=2, layers=2, hidden=64),
-        projector=ProjectorConfig(hidden=24, strides=2),
+        projector=ProjectorConfig(hidden=64, strides=2),
         decoder=DecoderConfig(vocabulary=VOCABULARY, width=WIDTH, heads=2, layers=2, hidden=64, positions=200),
     )
     tokenizer = tiny_tokenizer()
@@ -65,7 +65,7 @@ def wake(model: Model) -> Model:
     """Give the layers that start at zero some weight, in place, so that conditioning has an effect."""
     torch.manual_seed(1)
     conditioning = model.network.decoder.conditioning
-    for layer in (conditioning.belief, conditioning.hint):
+    for layer in (conditioning.own, conditioning.belief, conditioning.hint):
         torch.nn.init.normal_(layer.weight, std=0.5)
     return model
 

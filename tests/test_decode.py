@@ -9,7 +9,7 @@ from conftest import random_model, random_speech, row_alone, wake
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffasr.decode import Decoded, ctc_texts, decode
+from diffasr.decode import Decoded, ar_texts, ctc_texts, decode
 from diffasr.diffusion.ctc import BUCKETS
 from diffasr.diffusion.sampler import Draft, SamplingOptions
 from diffasr.model.checkpoint import Model
@@ -49,7 +49,13 @@ class Script:
         )
 
     def select(self, cache: Cache, rows: Tensor) -> Cache:
-        return replace(cache, languages=cache.languages[rows], slots=cache.slots[rows], memory=cache.memory[rows])
+        return replace(
+            cache,
+            ctc=cache.ctc[rows],
+            languages=cache.languages[rows],
+            slots=cache.slots[rows],
+            memory=cache.memory[rows],
+        )
 
     def denoise(self, canvas: Tensor, cache: Cache, **given: Any) -> Tensor:
         self.calls.append({"canvas": canvas} | given)
@@ -142,6 +148,29 @@ def test_the_canvas_starts_from_ctc_or_from_noise_or_in_between() -> None:
     assert 0.2 < half < 0.9
     assert (first(seed_noise=1.0) == seed).float().mean() < 0.3
     assert torch.equal(first(seed_noise=0.5), first(seed_noise=0.5))
+
+
+def test_ctc_has_its_say_at_its_own_places() -> None:
+    said, heard_as = "the cat and", "the dog"
+    assert scripted([said], [heard_as])[0][0].text == said
+    (fused,), _ = scripted([said], [heard_as], ctc_weight=2.0)
+    ids, kept = (random_model().tokenizer.encode(text) for text in (said, heard_as))
+    assert fused.text == random_model().tokenizer.decode([*kept, *ids[len(kept) :]])
+    assert scripted([said], [heard_as], ctc_weight=0.5)[0][0].text == said
+
+
+def test_token_by_token_is_the_most_likely_next_each_time() -> None:
+    model, lengths, languages = random_model(), [40, 13, 27], torch.tensor([0, 3, 5])
+    speech = random_speech(lengths)
+    texts = ar_texts(model, speech, languages, most=9)
+    for row in range(3):
+        cache = model.network.prefill(row_alone(speech, row), languages[row : row + 1])
+        tokens: list[int] = []
+        while len(tokens) < 9 and model.tokenizer.end not in tokens:
+            logits = model.network.ar_logits(torch.tensor([tokens], dtype=torch.long), cache)
+            tokens.append(int(logits[0, -1].argmax()))
+        assert texts[row] == model.tokenizer.decode(tokens)
+    assert ar_texts(model, speech, languages, most=0) == ["", "", ""]
 
 
 def test_hints_say_where_ctc_heard_each_token() -> None:

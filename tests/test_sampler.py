@@ -165,7 +165,7 @@ def test_every_option_changes_something(name: str) -> None:
 
 
 def test_no_option_is_forgotten() -> None:
-    elsewhere = {"start", "seed_noise"}  # test_transcribe.py
+    elsewhere = {"start", "seed_noise", "ctc_weight"}  # test_decode.py
     assert {f.name for f in fields(SamplingOptions)} == CHANGES.keys() | elsewhere
 
 
@@ -182,6 +182,7 @@ def test_no_option_is_forgotten() -> None:
         ("final_temperature", float("nan")),
         ("entropy_bound", float("inf")),
         ("stop_entropy", -1e-9),
+        ("ctc_weight", -0.5),
     ],
 )
 def test_a_bad_value_fails_at_construction_and_is_named(name: str, value: object) -> None:

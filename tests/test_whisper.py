@@ -12,7 +12,7 @@ from transformers.models.whisper.modeling_whisper import sinusoids as whisper_si
 from diffasr.model.checkpoint import Model, from_whisper
 from diffasr.model.layers import Attention
 from diffasr.model.network import Cache, Speech
-from diffasr.model.whisper import WhisperNetwork, sinusoids
+from diffasr.model.whisper import HANDICAP, PACE, WhisperNetwork, sinusoids
 from diffasr.text import LANGUAGES
 
 LENGTHS = [40, 13, 27]
@@ -80,6 +80,26 @@ def test_the_future_is_hidden_from_ar_and_shown_to_the_denoiser(network: Whisper
     lengths = torch.tensor([7, 7, 7])
     moved = network.denoise(tokens, cache, lengths=lengths) - network.denoise(changed, cache, lengths=lengths)
     assert (moved.abs().amax(2) > 1e-4).all(), "every place sees every place"
+
+
+def test_the_mask_is_let_go_and_not_torn_off(model: Model, speech: Speech) -> None:
+    network, tokens, lengths = copy.deepcopy(model.network), tokens_of(3, 12), torch.tensor([12, 12, 12])
+    other = tokens.clone()
+    other[:, 9] = (tokens[:, 9] + 1) % VOCABULARY
+    cache = network.prefill(speech, None)
+    seen = []
+    for future in (-1000.0, 0.0, HANDICAP / PACE):
+        network.decoder.future.fill_(future)
+        first, second = (network.denoise(canvas, cache, lengths=lengths) for canvas in (tokens, other))
+        seen.append(float((first - second)[:, :9].abs().mean()))
+        if future < 0:
+            close(first, network.ar_logits(tokens[:, :-1], cache))
+    assert seen[0] < 1e-6, "with the whole handicap, each place predicts the next as Whisper does"
+    assert seen[0] < seen[1] < seen[2]
+    view = network.decoder.view(0, torch.tensor([12, 5]), torch.zeros(2, 12, WIDTH))
+    assert view.shape == (2, 2, 12, 12)
+    assert view[0].abs().max() < 1e-5, "without it, every place counts alike"
+    assert (view[1] == -torch.inf).sum() == 2 * 12 * 7
 
 
 @pytest.mark.parametrize("row", range(3))

@@ -44,9 +44,10 @@ def ar_texts(model: Model, speech: Speech, languages: Tensor | None, *, most: in
 
     The text so far is read again at each token, so this costs more than a decoder made for it.
     """
-    cache = model.network.prefill(speech, languages)
-    tokens = torch.empty(len(cache.slots), 0, dtype=torch.long)
-    ended = torch.zeros(len(tokens), dtype=torch.bool)
+    device = speech.frames.device
+    cache = model.network.prefill(speech, None if languages is None else languages.to(device))
+    tokens = torch.empty(len(cache.slots), 0, dtype=torch.long, device=device)
+    ended = torch.zeros(len(tokens), dtype=torch.bool, device=device)
     while tokens.shape[1] < most and not bool(ended.all()):
         best = model.network.ar_logits(tokens, cache)[:, -1].argmax(-1)  # (B,)
         best = torch.where(ended, model.tokenizer.end, best)
@@ -68,7 +69,7 @@ def decode(
     languages: (B,) indices into LANGUAGES, -1 where the model must find out; None: it must for all. A row whose text
     does not end inside its canvas is written again on the next larger one. A row in which CTC hears nothing is empty.
     """
-    cache = model.network.prefill(speech, languages)
+    cache = model.network.prefill(speech, None if languages is None else languages.to(speech.frames.device))
     paths = ctc.best_paths(cache.ctc, cache.slots, blank=model.tokenizer.end)
     lengths = torch.tensor([ctc.canvas_length(len(path.tokens)) for path in paths])
     done: list[Decoded | None] = [None] * len(paths)
@@ -78,7 +79,7 @@ def decode(
             done[row] = _decoded(model, cache, row, None)
     while len(rows):
         chosen = rows.tolist()
-        wanted = model.network.select(cache, rows)
+        wanted = model.network.select(cache, rows.to(cache.audio.device))
         for draft in denoise_steps(model, wanted, [paths[r] for r in chosen], lengths[rows], options):
             if show is not None:
                 show(draft, chosen)
@@ -108,15 +109,18 @@ def denoise_steps(
         share = torch.tensor([options.seed_noise])
         for row, (used, die) in enumerate(zip(lengths.tolist(), dice, strict=True)):
             canvas[row, :used] = corrupt(canvas[row : row + 1, :used], share, vocabulary=vocabulary, generator=die)[0]
-    hints = ctc.hint_slots(paths, size)
+    device = cache.audio.device
+    hints, used_places = ctc.hint_slots(paths, size).to(device), lengths.to(device)
 
     def denoise(noisy: Tensor, previous: Tensor | None) -> Tensor:
-        logits = network.denoise(noisy, cache, lengths=lengths, previous=previous, hints=hints)
-        if options.ctc_weight == 0:
-            return logits
-        rows = torch.arange(len(hints))[:, None]
-        heard = cache.ctc[rows, hints.clamp_min(0)].log_softmax(-1)  # (B, L, V)
-        return logits.log_softmax(-1) + options.ctc_weight * heard * (hints >= 0)[:, :, None]
+        """The sampler stays on the CPU, with its dice; only the network's work is elsewhere."""
+        belief = None if previous is None else previous.to(device)
+        logits = network.denoise(noisy.to(device), cache, lengths=used_places, previous=belief, hints=hints)
+        if options.ctc_weight > 0:
+            rows = torch.arange(len(hints), device=device)[:, None]
+            heard = cache.ctc[rows, hints.clamp_min(0)].log_softmax(-1)  # (B, L, V)
+            logits = logits.log_softmax(-1) + options.ctc_weight * heard * (hints >= 0)[:, :, None]
+        return logits.cpu()
 
     yield from sample(denoise, canvas, lengths, options, vocabulary=vocabulary)
 

@@ -119,9 +119,11 @@ class Transcriber:
         filled = [np.pad(clip, (0, max(0, shortest - len(clip)))) for clip in clips]
         mels = [torch.from_numpy(log_mel(c, mels=ears.mels, padded=ears.mode == "padded")) for c in filled]
         batch, lengths = stack(mels)
-        speech = self.model.network.hear(batch, lengths)
+        like = self.model.network.encoder.conv1.weight
+        speech = self.model.network.hear(batch.to(like.device, like.dtype), lengths.to(like.device))
         if ears.mode == "padded":
-            real = torch.tensor([-(-len(clip) // 320) for clip in filled])  # 50 frames a second
+            counts = [-(-len(clip) // 320) for clip in filled]  # 50 frames a second
+            real = torch.tensor(counts, device=like.device)
             speech = Speech(frames=speech.frames[:, : int(real.max())], lengths=real)
         return speech
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffasr.errors import DownloadError, ModelError
+from diffasr.errors import DownloadError, ModelError, OptionError
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.projector import Projector
@@ -96,8 +96,12 @@ def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
 def load(name: str | os.PathLike[str], *, device: str = "cpu", revision: str | None = None) -> Model:
     """Load a checkpoint for inference: float32 on the CPU, bfloat16 on anything else.
 
-    name: "mini", a folder, or a hub id. Raises ModelError, DownloadError.
+    name: "mini", a folder, or a hub id. Raises ModelError, DownloadError, OptionError.
     """
+    try:
+        target = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch knows the name but not the hardware, or neither
+        raise OptionError(f"device {device!r} can't be used here: {str(error).splitlines()[0]}; try cpu") from error
     folder = find(name, revision=revision)
     config = ModelConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
@@ -106,7 +110,6 @@ def load(name: str | os.PathLike[str], *, device: str = "cpu", revision: str | N
     network.prefixes = torch.tensor([tokenizer.prefix(code) for code in LANGUAGES])
     weights = _read_weights(folder / "model.safetensors")
     fit(network, weights, source=str(folder))
-    target = torch.device(device)
     network.to(device=target, dtype=torch.float32 if target.type == "cpu" else torch.bfloat16)
     return Model(network=network.eval().requires_grad_(False), tokenizer=tokenizer, config=config)
 
@@ -199,7 +202,7 @@ def from_whisper(
     stored.pop("proj_out.weight", None)  # tied to the embedding
     table = stored["decoder.embed_tokens.weight"]
     stored["decoder.embed_tokens.weight"] = start_rows(table, rows)
-    fresh = {k: v for k, v in network.state_dict().items() if k.startswith(("projector.", "decoder.conditioning."))}
+    fresh = {k: v for k, v in network.state_dict().items() if k.startswith(("projector.", "decoder.conditioning.", "decoder.future"))}
     for kind in ("weight", "bias"):  # audio tokens go where the decoder's own last hidden states go
         fresh[f"projector.out_norm.{kind}"] = stored[f"decoder.layer_norm.{kind}"].clone()
     fit(network, stored | fresh, source=str(folder))

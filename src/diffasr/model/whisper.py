@@ -25,6 +25,12 @@ from diffasr.model.network import Cache, Speech
 from diffasr.model.projector import Projector
 
 
+HANDICAP = 6.0
+"""What a later place's attention score starts lower by, in nats."""
+PACE = 10.0
+"""How much faster than its number a head's handicap moves, so that one learning rate suits it too."""
+
+
 class Conditioning(nn.Module):
     """What is known of a canvas place: its noisy token, the previous step's belief, the audio that CTC gave it."""
 
@@ -47,7 +53,8 @@ class Conditioning(nn.Module):
         """Audio tokens (B, N, D) and slots (B, L), -1 for none, to (B, L, D)."""
         width = audio.shape[2]
         heard = self.hint_norm(audio).gather(1, hints.clamp_min(0)[..., None].expand(-1, -1, width))  # (B, L, D)
-        return self.hint(torch.cat((heard, sinusoids(hints, width)), dim=2)) * (hints >= 0)[..., None]
+        when = sinusoids(hints, width).to(heard.dtype)
+        return self.hint(torch.cat((heard, when), dim=2)) * (hints >= 0)[..., None]
 
 
 def sinusoids(places: Tensor, width: int) -> Tensor:
@@ -69,20 +76,37 @@ class WhisperDecoder(nn.Module):
         self.layers = nn.ModuleList(Block(width, heads, hidden, hears=True) for _ in range(layers))
         self.layer_norm = nn.LayerNorm(width)
         self.conditioning = Conditioning(width)
+        self.future = nn.Parameter(torch.zeros(layers, heads))
 
     def listen(self, frames: Tensor) -> list[KeysValues]:
         """Keys and values of (B, T, S) frames, a pair a layer: all that the decoder ever needs of them."""
         return [block.encoder_attn.keys_values(frames) for block in self.layers]
 
     def forward(
-        self, x: Tensor, memory: tuple[list[KeysValues], Tensor], mask: Tensor | None = None, *, causal: bool = False
+        self, x: Tensor, memory: tuple[list[KeysValues], Tensor], lengths: Tensor | None = None
     ) -> Tensor:
-        """Token embeddings (B, L, D) to hidden states (B, L, D), normed and ready for ``unembed``."""
+        """Embeddings (B, L, D) to hidden states (B, L, D), normed and ready for ``unembed``.
+
+        lengths: (B,) real places of each row, all of which every place may see; None: the causal mask is on.
+        """
         speech, speech_mask = memory
         x = x + self.embed_positions.weight[: x.shape[1]]
-        for block, keys_values in zip(self.layers, speech, strict=True):
-            x = block(x, mask, keys_values, speech_mask, causal=causal)
+        for number, (block, keys_values) in enumerate(zip(self.layers, speech, strict=True)):
+            mask = None if lengths is None else self.view(number, lengths, x)
+            x = block(x, mask, keys_values, speech_mask, causal=lengths is None)
         return self.layer_norm(x)
+
+    def view(self, layer: int, lengths: Tensor, x: Tensor) -> Tensor:
+        """What is added to the attention scores of a layer over ``x`` (B, L, D): (B, H, L, L).
+
+        Later places start at a handicap, which each head learns to drop or to keep: the causal mask is not torn off
+        but let go.
+        """
+        size = x.shape[1]
+        later = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)
+        handicap = (HANDICAP - PACE * self.future[layer])[:, None, None]  # (H, 1, 1)
+        scores = -handicap * later  # (H, L, L)
+        return scores.masked_fill(~key_mask(lengths, size), float("-inf")).to(x.dtype)
 
     def unembed(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, V) through the tied embedding; to (B, L, C) when only ``labels`` (C,) are wanted."""
@@ -152,7 +176,7 @@ class WhisperNetwork(nn.Module):
         """Whisper writes the language first: its causal logits after the start token, of our languages."""
         rows = memory[1].shape[0]
         start = self.prefixes[:1, :1].expand(rows, 1)  # (B, 1)
-        hidden = self.decoder(self.decoder.embed_tokens(start), memory, causal=True)
+        hidden = self.decoder(self.decoder.embed_tokens(start), memory)
         return self.decoder.unembed(hidden)[:, 0, self.prefixes[:, 1]]  # (B, 6)
 
     def denoise(
@@ -176,12 +200,12 @@ class WhisperNetwork(nn.Module):
         before = prefix.shape[1] - 1
         x = torch.cat((decoder.embed_tokens(prefix), tokens[:, :-1]), dim=1)  # (B, P - 1 + L, D)
         x = x + F.pad(known, (0, 0, before, 0))
-        hidden = decoder(x, cache.memory, key_mask(before + lengths, x.shape[1]))[:, before:]
+        hidden = decoder(x, cache.memory, before + lengths)[:, before:]
         return decoder.unembed(hidden)  # (B, L, V)
 
     def ar_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
         """See Network."""
         prefix = self.prefixes[cache.languages]
         x = self.decoder.embed_tokens(torch.cat((prefix, tokens), dim=1))  # (B, P + U, D)
-        hidden = self.decoder(x, cache.memory, causal=True)[:, prefix.shape[1] - 1 :]
+        hidden = self.decoder(x, cache.memory)[:, prefix.shape[1] - 1 :]
         return self.decoder.unembed(hidden)  # (B, U + 1, V)

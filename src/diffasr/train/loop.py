@@ -156,7 +156,7 @@ def part_of(name: str) -> str:
     match name.split("."):
         case ["projector", *_]:
             return "projector"
-        case ["decoder", "conditioning", *_]:
+        case ["decoder", "conditioning" | "future", *_]:
             return "conditioning"
         case ["decoder", "embed_tokens", *_]:
             return "embedding"

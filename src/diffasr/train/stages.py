@@ -48,6 +48,8 @@ class Stage:
     """Most errors put into CTC's text before it seeds or hints."""
     conditioned_share: float = 0.5
     """Share of the steps with self-conditioning."""
+    unroll_share: float = 0.0
+    """Share of the rows of such a step whose canvas is the model's own draft (arXiv:2112.06749)."""
     mask: float = 0.0
     """Share of the rows with spans of frames blanked (SpecAugment over time)."""
     slack: int = 12
@@ -71,7 +73,7 @@ class Stage:
                 f"stage {self.name}: steps, seconds and lora_rank must be above 0, warmup and slack 0 or more"
             )
         for name in ("ar_share", "full_share", "draft_share", "draft_noise", "hint_drop", "rough", "mask",
-                     "conditioned_share", "final_rate", "ema"):  # fmt: skip
+                     "conditioned_share", "unroll_share", "final_rate", "ema"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"stage {self.name}: {name} is a share from 0 to 1, got {getattr(self, name)}")
         if min(self.rates.values()) < 0 or self.clip <= 0 or self.weight_decay < 0 or self.ctc_extra < 0:

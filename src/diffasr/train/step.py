@@ -71,6 +71,8 @@ def _diffusion(
     if float(torch.rand((), generator=generator)) < stage.conditioned_share:
         with torch.no_grad():
             previous = network.denoise(noisy, cache, lengths=lengths, hints=hints)
+        unrolled = torch.rand(rows, generator=generator) < stage.unroll_share
+        noisy = torch.where(unrolled[:, None], previous.argmax(-1), noisy)
     logits = network.denoise(noisy, cache, lengths=lengths, previous=previous, hints=hints)
     return diffusion_loss(logits, clean, lengths).mean()
 
