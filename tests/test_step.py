@@ -166,6 +166,15 @@ def test_self_conditioning_looks_once_without_gradient(network: WhisperNetwork, 
     assert spy.calls[2]["previous"] is None
 
 
+def test_an_unrolled_canvas_is_the_models_own_draft(network: WhisperNetwork, batch: Batch, spy: Spy) -> None:
+    run(network, batch, conditioned_share=1.0, unroll_share=1.0)
+    first, second = spy.calls
+    assert torch.equal(second["canvas"], second["previous"].argmax(-1))
+    assert not torch.equal(first["canvas"], second["canvas"])
+    run(network, batch, conditioned_share=0.0, unroll_share=1.0)
+    assert torch.equal(spy.calls[2]["canvas"], first["canvas"]), "without a look before there is no draft"
+
+
 def test_slack_varies_the_canvas(network: WhisperNetwork, batch: Batch, spy: Spy) -> None:
     sizes = {}
     for slack in (0, 40):

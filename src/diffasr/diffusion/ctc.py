@@ -5,6 +5,7 @@ Source: Graves et al., ICML 2006, section 3.1 (best-path decoding).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 import torch
 from torch import Tensor
@@ -61,6 +62,19 @@ def hint_slots(paths: Sequence[Path], size: int) -> Tensor:
         room = path.slots[:size]
         hints[row, : len(room)] = torch.tensor(room, dtype=hints.dtype)
     return hints
+
+
+def fitted(path: Path, tokens: Sequence[int], *, fill: Sequence[int]) -> tuple[list[int], list[int]]:
+    """What CTC heard for each of ``tokens``, matched as text is compared: a token a place and its slot.
+
+    Where CTC missed a token, the place gets that of ``fill`` and the slot -1; what it heard too much is left out. A
+    draft with one token lost would otherwise be wrong at every place behind it.
+    """
+    heard, slots = list(fill[: len(tokens)]), [-1] * len(tokens)
+    for _, a, b, c, d in SequenceMatcher(None, path.tokens, tokens, autojunk=False).get_opcodes():
+        for source, place in zip(range(a, b), range(c, d), strict=False):  # the shorter side ends it
+            heard[place], slots[place] = path.tokens[source], path.slots[source]
+    return heard, slots
 
 
 def roughen(paths: Sequence[Path], *, most: float, vocabulary: int, generator: torch.Generator) -> list[Path]:

@@ -58,11 +58,17 @@ def _diffusion(
 
     paths = ctc.best_paths(cache.ctc.detach(), cache.slots, blank=end)
     paths = ctc.roughen(paths, most=stage.rough, vocabulary=vocabulary, generator=generator)
-    hints = ctc.hint_slots(paths, size)
+    seeds = torch.randint(vocabulary, (rows, size), generator=generator)
+    hints = torch.full((rows, size), -1)
+    for row, path in enumerate(paths):
+        count = min(size, int(batch.lengths[row]))
+        heard, slots = ctc.fitted(path, clean[row, :count].tolist(), fill=seeds[row].tolist())
+        seeds[row] = torch.tensor(heard + [end] * (size - count))
+        hints[row, :count] = torch.tensor(slots)
     hints[torch.rand(rows, generator=generator) < stage.hint_drop] = -1
 
     is_draft = torch.rand(rows, generator=generator) < stage.draft_share
-    start = torch.where(is_draft[:, None], ctc.seed_canvas(paths, lengths, end=end), clean)
+    start = torch.where(is_draft[:, None], seeds, clean)
     t = draw_times(rows, full_share=stage.full_share, generator=generator)
     t = torch.where(is_draft, stage.draft_noise * torch.rand(rows, generator=generator), t)
     noisy, _ = corrupt(start, t, vocabulary=vocabulary, generator=generator)
