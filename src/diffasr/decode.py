@@ -76,19 +76,26 @@ def decode(
     rows = torch.tensor([row for row, path in enumerate(paths) if path.tokens], dtype=torch.long)
     for row, path in enumerate(paths):
         if not path.tokens:
-            done[row] = _decoded(model, cache, row, None)
+            done[row] = _decoded(model, cache, row)
+    steps = [0] * len(paths)
     while len(rows):
         chosen = rows.tolist()
+        finished = [False] * len(chosen)
         wanted = model.network.select(cache, rows.to(cache.audio.device))
         for draft in denoise_steps(model, wanted, [paths[r] for r in chosen], lengths[rows], options):
             if show is not None:
                 show(draft, chosen)
+            for row, is_finished in zip(chosen, finished, strict=True):
+                steps[row] += not is_finished
+            finished = draft.finished.tolist()
         overflow = []
         for place, row in enumerate(chosen):
             length = int(lengths[row])
             ended = bool((draft.tokens[place, :length] == model.tokenizer.end).any())
             if ended or length == ctc.BUCKETS[-1]:
-                done[row] = _decoded(model, cache, row, draft, place, length)
+                done[row] = _decoded(
+                    model, cache, row, steps[row], draft.tokens[place, :length], draft.log_probability[place]
+                )
             else:
                 lengths[row] = next(b for b in ctc.BUCKETS if b > length)
                 overflow.append(row)
@@ -109,7 +116,7 @@ def denoise_steps(
         share = torch.tensor([options.seed_noise])
         for row, (used, die) in enumerate(zip(lengths.tolist(), dice, strict=True)):
             canvas[row, :used] = corrupt(canvas[row : row + 1, :used], share, vocabulary=vocabulary, generator=die)[0]
-    device = cache.audio.device
+    end, device = model.tokenizer.end, cache.audio.device
     hints, used_places = ctc.hint_slots(paths, size).to(device), lengths.to(device)
 
     def denoise(noisy: Tensor, previous: Tensor | None) -> Tensor:
@@ -122,18 +129,54 @@ def denoise_steps(
             logits = logits.log_softmax(-1) + options.ctc_weight * heard * (hints >= 0)[:, :, None]
         return logits.cpu()
 
-    yield from sample(denoise, canvas, lengths, options, vocabulary=vocabulary)
+    def renew(chosen: Tensor, accepted: Tensor) -> Tensor:
+        """Go on with what CTC heard behind the accepted text, and move the hints along."""
+        fresh, places = _go_on(model, paths, chosen, accepted, hints.cpu())
+        hints.copy_(places)
+        return fresh
+
+    yield from sample(
+        denoise, canvas, lengths, options, end=end,
+        renew=renew if options.accept == "prefix" else None,
+    )  # fmt: skip
 
 
-def _decoded(model: Model, cache: Cache, row: int, draft: Draft | None, place: int = 0, length: int = 0) -> Decoded:
-    index = int(cache.languages[row])
-    text, score, steps = "", 0.0, 0
-    if draft is not None:
-        tokens = draft.tokens[place, :length].tolist()
-        written = tokens.index(model.tokenizer.end) + 1 if model.tokenizer.end in tokens else length
-        text = model.tokenizer.decode(tokens)
-        score = min(0.0, float(draft.log_probability[place, :written].mean()))
-        steps = draft.step
+def _go_on(
+    model: Model, paths: Sequence[ctc.Path], chosen: Tensor, accepted: Tensor, hints: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Canvases (B, L) and hints (B, L) that hold the accepted start of each row, then the rest of CTC's text."""
+    canvas, size, spell = chosen.clone(), chosen.shape[1], model.tokenizer.decode
+    for row, path in enumerate(paths):
+        count = int(accepted[row].sum())
+        written = chosen[row, :count].tolist()
+        if count == size or model.tokenizer.end in written:
+            continue
+        used = ctc.consumed(spell(written).replace(" ", ""), [spell([token]) for token in path.tokens])
+        rest, slots = path.tokens[used:][: size - count], path.slots[used:][: size - count]
+        canvas[row, count:] = model.tokenizer.end
+        canvas[row, count : count + len(rest)] = torch.tensor(rest, dtype=canvas.dtype)
+        _, starts = ctc.fitted(ctc.Path(path.tokens[:used], path.slots[:used], 0.0), written, fill=written)
+        hints[row] = -1
+        hints[row, :count] = torch.tensor(starts)
+        hints[row, count : count + len(slots)] = torch.tensor(slots, dtype=hints.dtype)
+    return canvas, hints
+
+
+def _decoded(
+    model: Model,
+    cache: Cache,
+    row: int,
+    steps: int = 0,
+    tokens: Tensor | None = None,
+    log_probability: Tensor | None = None,
+) -> Decoded:
+    """One row as text; without tokens it is empty."""
+    index, text, score = int(cache.languages[row]), "", 0.0
+    if tokens is not None and log_probability is not None:
+        ids = tokens.tolist()
+        written = ids.index(model.tokenizer.end) + 1 if model.tokenizer.end in ids else len(ids)
+        text = model.tokenizer.decode(ids)
+        score = min(0.0, float(log_probability[:written].mean()))
     return Decoded(
         text=text,
         language=list(LANGUAGES)[index],

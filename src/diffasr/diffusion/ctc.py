@@ -77,6 +77,23 @@ def fitted(path: Path, tokens: Sequence[int], *, fill: Sequence[int]) -> tuple[l
     return heard, slots
 
 
+def consumed(written: str, heard: Sequence[str]) -> int:
+    """How many pieces of ``heard`` are used up by ``written``: the split that costs the fewest edits of characters.
+
+    Of several such splits the longest, so that a piece half said is not said again.
+    """
+    row = list(range(len(written) + 1))  # edits from the first j characters written to the pieces so far
+    best, cost = 0, row[-1]
+    for count, piece in enumerate(heard, 1):
+        for char in piece:
+            above, row = row, [row[0] + 1]
+            for j, own in enumerate(written, 1):
+                row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (own != char)))
+        if row[-1] <= cost:
+            best, cost = count, row[-1]
+    return best
+
+
 def roughen(paths: Sequence[Path], *, most: float, vocabulary: int, generator: torch.Generator) -> list[Path]:
     """Paths with errors of the kind that unseen speech brings: tokens lost, doubled, or heard as another.
 

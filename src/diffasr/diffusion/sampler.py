@@ -5,7 +5,7 @@ surest places while their entropies, less the largest, stay under a bound: arXiv
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,8 @@ from diffasr.errors import OptionError
 
 Denoise = Callable[[Tensor, Tensor | None], Tensor]
 """Canvas (B, L) and the step before's logits (B, L, V) or None, to logits (B, L, V)."""
+Renew = Callable[[Tensor, Tensor], Tensor]
+"""Tokens (B, L) and which of them were accepted (B, L), to the tokens that take the place of the others (B, L)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +31,18 @@ class SamplingOptions:
     """What the canvas starts from: CTC's text, or random tokens."""
     seed_noise: float = 0.0
     """Share of the CTC canvas that is replaced by random tokens before the first step."""
-    temperature: float = 0.8
-    """Of the first step."""
+    temperature: float = 0.0
+    """Of the first step. 0 takes the most likely token."""
     final_temperature: float = 0.0
-    """Of the last step; linear in between. 0 takes the most likely token."""
+    """Of the last step; linear in between."""
     entropy_bound: float = 0.1
     """Nats that the accepted places may hold together, the least sure of them not counted."""
-    accept: Literal["entropy", "all"] = "entropy"
-    """``entropy``: renew what is over the bound. ``all``: keep every token, as in plain refinement."""
+    accept: Literal["prefix", "entropy", "all"] = "prefix"
+    """``prefix``: up to the first place that the model changed, that one included; what follows is renewed.
+    ``entropy``: the surest places, within the bound. ``all``: every place, as in plain refinement."""
     stop_entropy: float = 0.005
-    """A row is done when its text did not change in a step and its mean entropy is under this, in nats."""
+    """A row is done when its text did not change in a step and its mean entropy is under this, in nats; with
+    ``prefix``, when the model changed nothing."""
     ctc_weight: float = 0.0
     """How much CTC's logits count beside the denoiser's, at the places that CTC put there."""
     self_conditioning: bool = True
@@ -51,8 +55,8 @@ class SamplingOptions:
             raise OptionError(f"steps must be at least 1, got {self.steps}")
         if self.start not in ("ctc", "noise"):
             raise OptionError(f"start must be ctc or noise, got {self.start!r}")
-        if self.accept not in ("entropy", "all"):
-            raise OptionError(f"accept must be entropy or all, got {self.accept!r}")
+        if self.accept not in ("prefix", "entropy", "all"):
+            raise OptionError(f"accept must be prefix, entropy or all, got {self.accept!r}")
         if not 0 <= self.seed_noise <= 1:
             raise OptionError(f"seed_noise is a share from 0 to 1, got {self.seed_noise}")
         for name in ("temperature", "final_temperature", "entropy_bound", "ctc_weight", "stop_entropy"):
@@ -84,12 +88,19 @@ class Draft:
 
 
 def sample(
-    denoise: Denoise, canvas: Tensor, lengths: Tensor, options: SamplingOptions, *, vocabulary: int
+    denoise: Denoise,
+    canvas: Tensor,
+    lengths: Tensor,
+    options: SamplingOptions,
+    *,
+    end: int,
+    renew: Renew | None = None,
 ) -> Iterator[Draft]:
     """Denoise ``canvas`` (B, L), of which each row uses ``lengths``, and yield a draft a step.
 
-    Each row draws from its own generator, so that a row's text does not depend on its neighbours. A row that is
-    finished keeps its draft; when all are, no more steps follow.
+    Behind a row's first ``end`` everything is ``end``. What a step does not accept is given to ``renew``; without one
+    it is drawn anew from noise. Each row draws from its own generator, so that a row's text does not depend on its
+    neighbours. A row that is finished keeps its draft; when all are, no more steps follow.
     """
     sizes = lengths.tolist()
     dice = [torch.Generator().manual_seed(options.seed) for _ in sizes]
@@ -98,18 +109,62 @@ def sample(
     best: Draft | None = None
     for step in range(1, options.steps + 1):
         logits = denoise(canvas, previous if options.self_conditioning else None).float()
-        draft = _read(logits, step, real, best, options)
-        chosen = _draw(logits, options.temperature_at(step - 1), sizes, dice)
-        if options.accept == "all":
-            accepted = torch.ones_like(real)
+        chosen = closed(_draw(logits, options.temperature_at(step - 1), sizes, dice), end)
+        log_probs = logits.log_softmax(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)  # (B, L)
+        match options.accept:
+            case "all":
+                accepted = real
+            case "entropy":
+                accepted = within_bound(entropy, real, options.entropy_bound)
+            case "prefix":
+                accepted = unchanged_so_far(chosen, canvas) & real
+        if renew is None:
+            fresh = fresh_rows(sizes, canvas.shape[1], dice, vocabulary=logits.shape[2])
         else:
-            accepted = within_bound(draft.entropy, real, options.entropy_bound)
-        canvas = torch.where(accepted, chosen, fresh_rows(sizes, canvas.shape[1], dice, vocabulary=vocabulary))
-        best = Draft(**(vars(draft) | {"accepted": accepted & real}))
+            fresh = renew(chosen, accepted)
+        canvas = torch.where(accepted, chosen, fresh)
+        likely = closed(logits.argmax(-1), end)
+        tokens = torch.where(accepted, likely, canvas) if options.accept == "prefix" else likely
+        score = log_probs.gather(2, tokens[..., None])[..., 0]
+        done = accepted.eq(real).all(1) if options.accept == "prefix" else _is_sure(entropy, real, options.stop_entropy)
+        best = _with_finished(Draft(step=step, tokens=tokens, entropy=entropy, log_probability=score,
+                                    accepted=accepted, finished=done), best, real)  # fmt: skip
         previous = logits
         yield best
         if bool(best.finished.all()):
             return
+
+
+def closed(tokens: Tensor, end: int) -> Tensor:
+    """(B, L) tokens with nothing but ``end`` behind each row's first."""
+    ends = tokens == end
+    return tokens.masked_fill(ends.cumsum(1) > ends.long(), end)
+
+
+def unchanged_so_far(chosen: Tensor, canvas: Tensor) -> Tensor:
+    """Places before which ``chosen`` (B, L) is ``canvas`` (B, L): all up to the first change, that one included."""
+    changed = (chosen != canvas).long()
+    return changed.cumsum(1) - changed == 0
+
+
+def _is_sure(entropy: Tensor, real: Tensor, bound: float) -> Tensor:
+    return (entropy * real).sum(1) / real.sum(1).clamp_min(1) < bound
+
+
+def _with_finished(draft: Draft, before: Draft | None, real: Tensor) -> Draft:
+    """Rows that were finished keep what they had. The others are when ``draft`` says so and their text stood still."""
+    if before is None:
+        return replace(draft, finished=torch.zeros_like(draft.finished))
+    same = ((draft.tokens == before.tokens) | ~real).all(1)
+    held = before.finished[:, None]
+    return replace(
+        draft,
+        tokens=torch.where(held, before.tokens, draft.tokens),
+        entropy=torch.where(held, before.entropy, draft.entropy),
+        log_probability=torch.where(held, before.log_probability, draft.log_probability),
+        finished=before.finished | (draft.finished & same),
+    )
 
 
 def within_bound(entropy: Tensor, real: Tensor, bound: float) -> Tensor:
@@ -118,23 +173,6 @@ def within_bound(entropy: Tensor, real: Tensor, bound: float) -> Tensor:
     before = F.pad(ordered[:, :-1], (1, 0)).cumsum(1)  # of the surer ones
     accepted = (before <= bound) & ordered.isfinite()
     return torch.zeros_like(real).scatter(1, places, accepted)
-
-
-def _read(logits: Tensor, step: int, real: Tensor, before: Draft | None, options: SamplingOptions) -> Draft:
-    """The draft that ``logits`` (B, L, V) say; a row that was finished keeps what it had."""
-    log_probs = logits.log_softmax(-1)
-    score, tokens = log_probs.max(-1)  # (B, L)
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
-    finished = torch.zeros(len(real), dtype=torch.bool)
-    if before is not None:
-        same = ((tokens == before.tokens) | ~real).all(1)
-        mean = (entropy * real).sum(1) / real.sum(1).clamp_min(1)
-        finished = before.finished | (same & (mean < options.stop_entropy))
-        held = before.finished[:, None]
-        tokens = torch.where(held, before.tokens, tokens)
-        entropy = torch.where(held, before.entropy, entropy)
-        score = torch.where(held, before.log_probability, score)
-    return Draft(step=step, tokens=tokens, entropy=entropy, log_probability=score, accepted=real, finished=finished)
 
 
 def fresh_rows(sizes: Sequence[int], width: int, dice: Sequence[torch.Generator], *, vocabulary: int) -> Tensor:

@@ -202,7 +202,11 @@ def from_whisper(
     stored.pop("proj_out.weight", None)  # tied to the embedding
     table = stored["decoder.embed_tokens.weight"]
     stored["decoder.embed_tokens.weight"] = start_rows(table, rows)
-    fresh = {k: v for k, v in network.state_dict().items() if k.startswith(("projector.", "decoder.conditioning.", "decoder.future"))}
+    fresh = {
+        k: v
+        for k, v in network.state_dict().items()
+        if k.startswith(("projector.", "decoder.conditioning.", "decoder.future"))
+    }
     for kind in ("weight", "bias"):  # audio tokens go where the decoder's own last hidden states go
         fresh[f"projector.out_norm.{kind}"] = stored[f"decoder.layer_norm.{kind}"].clone()
     fit(network, stored | fresh, source=str(folder))

@@ -24,7 +24,6 @@ from diffasr.model.layers import Block, KeysValues, key_mask
 from diffasr.model.network import Cache, Speech
 from diffasr.model.projector import Projector
 
-
 HANDICAP = 6.0
 """What a later place's attention score starts lower by, in nats."""
 PACE = 10.0
@@ -82,9 +81,7 @@ class WhisperDecoder(nn.Module):
         """Keys and values of (B, T, S) frames, a pair a layer: all that the decoder ever needs of them."""
         return [block.encoder_attn.keys_values(frames) for block in self.layers]
 
-    def forward(
-        self, x: Tensor, memory: tuple[list[KeysValues], Tensor], lengths: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, memory: tuple[list[KeysValues], Tensor], lengths: Tensor | None = None) -> Tensor:
         """Embeddings (B, L, D) to hidden states (B, L, D), normed and ready for ``unembed``.
 
         lengths: (B,) real places of each row, all of which every place may see; None: the causal mask is on.
