@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from diffasr.diffusion.ctc import BUCKETS, Path, best_paths, canvas_length, hint_slots, roughen, seed_canvas
+from diffasr.diffusion.ctc import (
+    BUCKETS,
+    Path,
+    best_paths,
+    canvas_length,
+    consumed,
+    fitted,
+    hint_slots,
+    roughen,
+    seed_canvas,
+)
+from diffasr.text import edit_distance
 
 BLANK = 3
 labels = st.lists(st.integers(0, 4), min_size=1, max_size=12)
@@ -96,3 +107,77 @@ def test_roughening_takes_its_dice_from_the_generator() -> None:
     assert roughened(0.5, seed=1, rows=5)[1] == roughened(0.5, seed=1, rows=5)[1]
     assert roughened(0.5, seed=1, rows=5)[1] != roughened(0.5, seed=2, rows=5)[1]
     assert roughen([], most=0.5, vocabulary=9, generator=torch.Generator()) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "count"),
+    [
+        ("", 0),
+        ("thecat", 2),
+        ("thecatsat", 3),
+        ("thecatsatdown", 4),
+        ("thebatsat", 3),
+        ("thecatdown", 4),
+        ("thebigcatsat", 3),
+        ("thecatsatdownthere", 4),
+    ],
+    ids=["empty", "a part", "exact", "all", "one wrong", "one missing", "one extra", "more than was heard"],
+)
+def test_consumed_counts_the_pieces_that_are_written(written: str, count: int) -> None:
+    assert consumed(written, ["the", "cat", "sat", "down"]) == count
+
+
+def test_of_nothing_heard_nothing_is_consumed() -> None:
+    assert consumed("the", []) == consumed("", []) == 0
+
+
+pieces = st.lists(st.text("abc", max_size=3), max_size=6)
+
+
+@given(st.text("abc", max_size=9), pieces)
+def test_consumed_is_the_longest_of_the_cheapest_splits(written: str, heard: list[str]) -> None:
+    costs = [edit_distance(written, "".join(heard[:count])) for count in range(len(heard) + 1)]
+    assert consumed(written, heard) == max(n for n, cost in enumerate(costs) if cost == min(costs))
+
+
+@given(st.lists(st.text("abc", min_size=1, max_size=3), max_size=6))
+def test_who_writes_what_was_heard_consumes_it_piece_by_piece(heard: list[str]) -> None:
+    counts = [consumed("".join(heard[:count]), heard) for count in range(len(heard) + 1)]
+    assert counts == list(range(len(heard) + 1))
+
+
+HEARD = Path([5, 6, 7, 8], [0, 4, 9, 11], -1.0)
+FILL = [90, 91, 92, 93, 94, 95]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "seeds", "slots"),
+    [
+        ([5, 6, 7, 8], [5, 6, 7, 8], [0, 4, 9, 11]),
+        ([5, 7, 8], [5, 7, 8], [0, 9, 11]),
+        ([5, 6, 1, 7, 8], [5, 6, 92, 7, 8], [0, 4, -1, 9, 11]),
+        ([5, 1, 7, 8], [5, 6, 7, 8], [0, 4, 9, 11]),
+        ([5, 6, 7, 8, 1, 2], [5, 6, 7, 8, 94, 95], [0, 4, 9, 11, -1, -1]),
+        ([], [], []),
+    ],
+    ids=["the same", "heard too much", "missed one", "heard another", "missed the rest", "nothing said"],
+)
+def test_fitted_puts_what_was_heard_where_it_belongs(tokens: list[int], seeds: list[int], slots: list[int]) -> None:
+    assert fitted(HEARD, tokens, fill=FILL) == (seeds, slots)
+
+
+@given(st.lists(st.integers(0, 4), max_size=9), st.lists(st.integers(0, 4), max_size=9))
+def test_fitted_keeps_the_order_of_what_was_heard(heard: list[int], tokens: list[int]) -> None:
+    path = Path(heard, [3 * place for place in range(len(heard))], 0.0)
+    fill = [100 + place for place in range(12)]
+    seeds, slots = fitted(path, tokens, fill=fill)
+    assert len(seeds) == len(slots) == len(tokens)
+    kept = [slot for slot in slots if slot >= 0]
+    assert kept == sorted(set(kept))
+    assert all(
+        seed == (fill[place] if slot < 0 else heard[slot // 3])
+        for place, (seed, slot) in enumerate(zip(seeds, slots, strict=True))
+    )
+    assert sum(a != b for a, b in zip(seeds, tokens, strict=True)) <= max(len(heard), len(tokens))
+    if heard == tokens:
+        assert (seeds, slots) == (heard, path.slots)

@@ -1,7 +1,9 @@
 """Laws of the sampler, with denoisers that are plain functions."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffasr.diffusion.sampler import Denoise, Draft, SamplingOptions, fresh_rows, sample, within_bound
+from diffasr.diffusion.sampler import (
+    Denoise,
+    Draft,
+    Renew,
+    SamplingOptions,
+    closed,
+    fresh_rows,
+    sample,
+    unchanged_so_far,
+    within_bound,
+)
 from diffasr.errors import OptionError
 
 V = 12
+NO_END = -1
 LENGTHS = torch.tensor([9, 4, 7])
 
 
@@ -44,8 +57,16 @@ def doubts(lengths: Tensor, sharpness: float = 2.0) -> Denoise:
     return denoise
 
 
-def run(denoise: Denoise, canvas: Tensor, lengths: Tensor = LENGTHS, **options: object) -> list[Draft]:
-    return list(sample(denoise, canvas, lengths, SamplingOptions(**options), vocabulary=V))  # type: ignore[arg-type]
+def run(
+    denoise: Denoise,
+    canvas: Tensor,
+    lengths: Tensor = LENGTHS,
+    *,
+    end: int = NO_END,
+    renew: Renew | None = None,
+    **options: object,
+) -> list[Draft]:
+    return list(sample(denoise, canvas, lengths, SamplingOptions(**options), end=end, renew=renew))  # type: ignore[arg-type]
 
 
 def real_tokens(drafts: list[Draft], lengths: Tensor = LENGTHS) -> list[list[list[int]]]:
@@ -65,7 +86,7 @@ def test_a_denoiser_that_knows_is_believed_from_any_start(steps: int, accept: st
 
 
 def test_the_seed_decides_all() -> None:
-    first, again, other = (run(doubts(LENGTHS), noise(), seed=s) for s in (3, 3, 4))
+    first, again, other = (run(doubts(LENGTHS), noise(), seed=s, temperature=1.0) for s in (3, 3, 4))
     assert real_tokens(first) == real_tokens(again)
     assert real_tokens(first) != real_tokens(other)
 
@@ -77,18 +98,27 @@ def test_the_most_likely_everywhere_needs_no_dice() -> None:
     )
 
 
-@pytest.mark.parametrize("accept", ["entropy", "all"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("end", [NO_END, 3])
+@pytest.mark.parametrize("accept", ["prefix", "entropy", "all"])
 @pytest.mark.parametrize("row", range(3))
-def test_a_row_of_a_batch_equals_the_row_alone(row: int, accept: str) -> None:
-    together = run(doubts(LENGTHS), noise(), accept=accept, stop_entropy=0.0)
+def test_a_row_of_a_batch_equals_the_row_alone(row: int, accept: str, end: int, temperature: float) -> None:
+    options: dict[str, Any] = {"accept": accept, "stop_entropy": 0.5, "end": end, "temperature": temperature}
+    together = run(doubts(LENGTHS), noise(), **options)
     only = LENGTHS[row : row + 1]
-    canvas = noise()[row : row + 1, : int(only)]
-    alone = run(doubts(only), canvas, only, accept=accept, stop_entropy=0.0)
-    assert [tokens[row] for tokens in real_tokens(together)] == [tokens[0] for tokens in real_tokens(alone, only)]
-    for a, b in zip(together, alone, strict=True):
-        torch.testing.assert_close(a.entropy[row : row + 1, : int(only)], b.entropy)
-        assert torch.equal(a.accepted[row : row + 1, : int(only)], b.accepted)
-        assert not a.accepted[row, int(only) :].any(), "padding is never accepted"
+    size = int(only)
+    alone = run(doubts(only), noise()[row : row + 1, :size], only, **options)
+    assert len(alone) <= len(together), "a row alone may stop before the batch does"
+    assert len(alone) == len(together) or alone[-1].finished.all()
+    for number, draft in enumerate(together):
+        own = alone[min(number, len(alone) - 1)]
+        assert torch.equal(draft.tokens[row, :size], own.tokens[0])
+        assert torch.equal(draft.finished[row], own.finished[0])
+        torch.testing.assert_close(draft.entropy[row, :size], own.entropy[0])
+        torch.testing.assert_close(draft.log_probability[row, :size], own.log_probability[0])
+        if number < len(alone):
+            assert torch.equal(draft.accepted[row, :size], own.accepted[0])
+        assert not draft.accepted[row, size:].any(), "padding is never accepted"
 
 
 def settling(quick: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
@@ -103,23 +133,25 @@ def settling(quick: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
     return denoise
 
 
-def test_a_finished_row_keeps_its_draft_while_others_go_on() -> None:
-    drafts = run(settling(torch.tensor([True, False, True])), noise(), steps=6)
+@pytest.mark.parametrize("accept", ["entropy", "all"])
+def test_a_finished_row_keeps_its_draft_while_others_go_on(accept: str) -> None:
+    drafts = run(settling(torch.tensor([True, False, True])), noise(), steps=6, accept=accept)
     assert [d.step for d in drafts] == [1, 2, 3, 4, 5, 6]
     assert [d.finished.tolist() for d in drafts] == [[False] * 3, *[[True, False, True]] * 5]
     assert all((d.tokens[[0, 2]] == 1).all() for d in drafts), "what it would say later is not asked"
     assert [int(d.tokens[1, 0]) for d in drafts] == [2, 3, 2, 3, 2, 3]
 
 
-def test_when_all_are_finished_no_more_steps_follow() -> None:
-    drafts = run(settling(torch.tensor([True, True, True])), noise(), steps=6)
+@pytest.mark.parametrize("accept", ["entropy", "all"])
+def test_when_all_are_finished_no_more_steps_follow(accept: str) -> None:
+    drafts = run(settling(torch.tensor([True, True, True])), noise(), steps=6, accept=accept)
     assert len(drafts) == 2
     assert drafts[-1].finished.all()
 
 
 def test_a_row_that_is_sure_but_changes_or_stays_but_doubts_is_not_finished() -> None:
-    assert not run(settling(torch.tensor([False] * 3)), noise(), steps=4)[-1].finished.any()
-    flat = run(lambda canvas, previous: torch.zeros(*canvas.shape, V), noise(), steps=4)
+    assert not run(settling(torch.tensor([False] * 3)), noise(), steps=4, accept="entropy")[-1].finished.any()
+    flat = run(lambda canvas, previous: torch.zeros(*canvas.shape, V), noise(), steps=4, accept="entropy")
     assert not flat[-1].finished.any()
     assert torch.allclose(flat[-1].entropy, torch.tensor(float(V)).log())
 
@@ -133,7 +165,7 @@ def test_accepted_places_are_seen_and_the_others_are_drawn_anew() -> None:
         sure = (torch.arange(canvas.shape[1]) % 2 == 0)[None, :, None]
         return 30.0 * F.one_hot(answer, V) * sure  # odd places: no idea
 
-    drafts = run(denoise, noise(), steps=8, entropy_bound=0.0)
+    drafts = run(denoise, noise(), steps=8, accept="entropy", entropy_bound=0.0)
     assert all((d.accepted.sum(1) == 1).all() for d in drafts), "bound 0: the surest place and no other"
     even = torch.arange(9) % 2 == 0
     for draft, canvas in zip(drafts, seen[1:], strict=False):
@@ -147,7 +179,7 @@ CHANGES = {
     "temperature": (0.0, 3.0),
     "final_temperature": (0.0, 3.0),
     "entropy_bound": (0.0, 5.0),
-    "accept": ("entropy", "all"),
+    "accept": ("entropy", "all", "prefix"),
     "stop_entropy": (0.0, 3.0),
     "self_conditioning": (True, False),
     "seed": (0, 1),
@@ -156,12 +188,12 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_option_changes_something(name: str) -> None:
-    base: dict[str, object] = {"steps": 5, "temperature": 1.0, "entropy_bound": 1.0}
+    base: dict[str, object] = {"steps": 5, "temperature": 1.0, "accept": "entropy", "entropy_bound": 1.0}
     sharpness = 4.0 if name == "stop_entropy" else 2.0
     results = [
         real_tokens(run(doubts(LENGTHS, sharpness), noise(), **(base | {name: value}))) for value in CHANGES[name]
     ]
-    assert results[0] != results[1]
+    assert all(one != other for one, other in itertools.combinations(results, 2))
 
 
 def test_no_option_is_forgotten() -> None:
@@ -236,3 +268,121 @@ def test_fresh_rows_draw_from_their_own_dice_only() -> None:
     assert torch.equal(wide[0, :2], narrow[0, :2])
     assert wide.max() < V
     assert wide[1, 4:].sum() == 0
+
+
+END = 0
+small_rows = st.integers(1, 7).flatmap(
+    lambda width: st.lists(st.lists(st.integers(0, 3), min_size=width, max_size=width), min_size=1, max_size=4)
+)
+
+
+@given(small_rows)
+def test_behind_the_first_end_there_is_nothing_but_ends(rows: list[list[int]]) -> None:
+    expected = [row[: row.index(END)] + [END] * (len(row) - row.index(END)) if END in row else row for row in rows]
+    once = closed(torch.tensor(rows), END)
+    assert once.tolist() == expected
+    assert torch.equal(closed(once, END), once)
+    assert closed(torch.tensor(rows), NO_END).tolist() == rows
+
+
+@given(small_rows, st.data())
+def test_what_is_unchanged_so_far_ends_with_the_first_change(rows: list[list[int]], data: st.DataObject) -> None:
+    width = len(rows[0])
+    others = [data.draw(st.lists(st.integers(0, 3), min_size=width, max_size=width)) for _ in rows]
+    got = unchanged_so_far(torch.tensor(rows), torch.tensor(others)).tolist()
+    assert got == [
+        [row[:place] == other[:place] for place in range(width)] for row, other in zip(rows, others, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("accept", ["prefix", "entropy", "all"])
+def test_no_draft_goes_on_behind_its_end(accept: str) -> None:
+    ends = 0
+    for seed in range(5):
+        for draft in run(doubts(LENGTHS), noise(seed=seed), end=END, accept=accept, renew=lambda chosen, _: chosen):
+            real = torch.arange(9) < LENGTHS[:, None]
+            assert torch.equal((draft.tokens * real), closed(draft.tokens, END) * real)
+            ends += int((draft.tokens == END).any())
+    assert ends, "the law was put to the test"
+
+
+def follows(answer: Tensor) -> Denoise:
+    """A denoiser that knows how the right start goes on, and is misled by a wrong one."""
+
+    def denoise(canvas: Tensor, previous: Tensor | None) -> Tensor:
+        truth = answer[:, : canvas.shape[1]]
+        misled = (canvas * torch.arange(1, canvas.shape[1] + 1)).cumsum(1) % V
+        return 30.0 * F.one_hot(torch.where(unchanged_so_far(canvas, truth), truth, misled), V)
+
+    return denoise
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["noise", "once more", "the rest of it"]))
+def test_who_knows_how_the_start_goes_on_gets_to_the_end_from_any_start(seed: int, renewal: str) -> None:
+    """And what was confirmed once is never changed."""
+    answer, start = closed(noise(seed=seed), END), closed(noise(seed=seed + 1), END)
+    renew: dict[str, Renew | None] = {
+        "noise": None,
+        "once more": lambda chosen, accepted: chosen,
+        "the rest of it": lambda chosen, accepted: start.roll(1, 1),
+    }
+    drafts = run(follows(answer), start, steps=12, end=END, renew=renew[renewal])
+    real = torch.arange(9) < LENGTHS[:, None]
+    assert drafts[-1].finished.all()
+    assert torch.equal(drafts[-1].tokens[real], answer[real])
+    for draft, after in itertools.pairwise(drafts):
+        assert draft.accepted[:, 0].all(), "a place is won at every step"
+        assert torch.equal(draft.tokens[draft.accepted], answer[draft.accepted])
+        going = ~after.finished[:, None] & draft.accepted
+        assert after.accepted[going].all()
+        assert torch.equal(after.tokens[draft.accepted], draft.tokens[draft.accepted])
+
+
+def test_a_right_start_is_confirmed_at_once() -> None:
+    answer = closed(noise(seed=5), END)
+    drafts = run(follows(answer), answer, end=END, renew=lambda chosen, _: chosen)
+    assert all(d.accepted.equal(torch.arange(9) < LENGTHS[:, None]) for d in drafts)
+    assert [d.finished.all().item() for d in drafts] == [False, True], "the second look sees that nothing changed"
+
+
+@pytest.mark.parametrize("accept", ["prefix", "entropy", "all"])
+def test_renew_is_asked_for_what_was_not_accepted(accept: str) -> None:
+    seen: list[Tensor] = []
+    asked: list[tuple[Tensor, Tensor, Tensor]] = []
+    plain = doubts(LENGTHS)
+
+    def denoise(canvas: Tensor, previous: Tensor | None) -> Tensor:
+        seen.append(canvas.clone())
+        return plain(canvas, previous)
+
+    def renew(chosen: Tensor, accepted: Tensor) -> Tensor:
+        fresh = noise(seed=100 + len(asked))
+        asked.append((chosen.clone(), accepted.clone(), fresh))
+        return fresh
+
+    drafts = run(denoise, noise(), steps=4, accept=accept, renew=renew, stop_entropy=0.0)
+    assert len(drafts) == len(asked) == 4
+    real = torch.arange(9) < LENGTHS[:, None]
+    for draft, (chosen, accepted, fresh), canvas in zip(drafts, asked, seen[1:], strict=False):
+        assert torch.equal(accepted, draft.accepted)
+        assert torch.equal(canvas, torch.where(accepted, chosen, fresh))
+        if accept == "prefix":
+            going = real & ~draft.finished[:, None]
+            assert torch.equal(draft.tokens[going], canvas[going]), "the draft shows the text as it goes on"
+    assert any((real & ~accepted).any() for _, accepted, _ in asked) == (accept != "all")
+
+
+def test_a_row_that_confirmed_itself_is_held_while_others_go_on() -> None:
+    """With prefix acceptance: row 0 stays as it is for two steps, row 1 never does."""
+    lengths, calls = torch.tensor([4, 4]), itertools.count(1)
+
+    def denoise(canvas: Tensor, previous: Tensor | None) -> Tensor:
+        step = next(calls)
+        words = torch.tensor([1 if step < 3 else 5, 2 + step % 2])
+        return 30.0 * F.one_hot(words[:, None].expand(canvas.shape), V)
+
+    start = torch.tensor([[1] * 4, [7] * 4])
+    drafts = run(denoise, start, lengths, steps=5, renew=lambda chosen, _: chosen)
+    assert [d.finished.tolist() for d in drafts] == [[False, False], *[[True, False]] * 4]
+    assert all((d.tokens[0] == 1).all() for d in drafts)
+    assert all((d.log_probability[0] > -1e-6).all() for d in drafts)

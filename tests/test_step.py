@@ -52,9 +52,13 @@ def test_only_the_losses_asked_for_and_all_finite(network, batch: Batch, weights
 @pytest.mark.parametrize(
     ("loss", "reached", "spared"),
     [
-        ("ctc", ["projector.", "decoder.embed_tokens"], ["decoder.layers", "decoder.conditioning"]),
-        ("ar", ["decoder.layers", "decoder.embed_tokens"], ["projector.", "decoder.conditioning"]),
-        ("diffusion", ["decoder.layers", "decoder.conditioning", "decoder.embed_tokens"], ["projector."]),
+        ("ctc", ["projector.", "decoder.embed_tokens"], ["decoder.layers", "decoder.conditioning", "decoder.future"]),
+        ("ar", ["decoder.layers", "decoder.embed_tokens"], ["projector.", "decoder.conditioning", "decoder.future"]),
+        (
+            "diffusion",
+            ["decoder.layers", "decoder.conditioning", "decoder.future", "decoder.embed_tokens"],
+            ["projector."],
+        ),
     ],
 )
 def test_gradients_reach_the_parts(
@@ -133,18 +137,41 @@ def test_canvases_are_the_truth_with_noise_or_nothing_but_noise(network, batch: 
     assert shares == pytest.approx([0.5, 0.0], abs=0.08)
 
 
-def test_drafts_start_from_what_ctc_heard(network: WhisperNetwork, batch: Batch, spy: Spy) -> None:
+def test_drafts_are_what_ctc_heard_fitted_to_the_truth(network: WhisperNetwork, batch: Batch, spy: Spy) -> None:
     options = {"draft_share": 1.0, "draft_noise": 0.0, "conditioned_share": 0.0, "hint_drop": 0.0}
     run(network, batch, rough=0.0, **options)
-    paths, canvas = heard(network, batch), spy.calls[0]["canvas"]
-    lengths = torch.full((len(paths),), canvas.shape[1])
-    assert torch.equal(canvas, ctc.seed_canvas(paths, lengths, end=network.end))
-    assert torch.equal(spy.calls[0]["hints"], ctc.hint_slots(paths, canvas.shape[1]))
-    assert torch.equal(spy.calls[0]["lengths"], lengths)
+    paths, canvas, hints = heard(network, batch), spy.calls[0]["canvas"], spy.calls[0]["hints"]
+    size = canvas.shape[1]
+    truth = clean_canvas(batch, size, network.end)
+    for row, (path, length) in enumerate(zip(paths, batch.lengths.tolist(), strict=True)):
+        _, slots = ctc.fitted(path, truth[row, :length].tolist(), fill=[0] * size)
+        assert hints[row].tolist() == slots + [-1] * (size - length)
+        known = [place for place, slot in enumerate(slots) if slot >= 0]
+        assert canvas[row, known].tolist() == [path.tokens[path.slots.index(slots[place])] for place in known]
+        assert (canvas[row, length:] == network.end).all()
+    assert (hints >= 0).any()
+    assert torch.equal(spy.calls[0]["lengths"], torch.full((len(paths),), size))
     run(network, batch, rough=1.0, **options)
     assert not torch.equal(spy.calls[1]["canvas"], canvas)
     run(network, batch, rough=0.0, **(options | {"draft_noise": 1.0}))
     assert not torch.equal(spy.calls[2]["canvas"], canvas)
+
+
+def test_who_hears_all_gets_the_truth_as_draft(
+    network: WhisperNetwork, batch: Batch, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a token that CTC lost does not make the ones behind it wrong."""
+    said = [batch.tokens[row, :n].tolist() for row, n in enumerate(batch.lengths.tolist())]
+    for lost in (0, 1):
+        paths = [ctc.Path(row[lost:], list(range(lost, len(row))), 0.0) for row in said]
+        monkeypatch.setattr(ctc, "best_paths", lambda *args, paths=paths, **names: paths)
+        run(network, batch, draft_share=1.0, draft_noise=0.0, conditioned_share=0.0, hint_drop=0.0, rough=0.0)
+        canvas, hints = spy.calls[-1]["canvas"], spy.calls[-1]["hints"]
+        assert torch.equal(canvas[:, lost:], clean_canvas(batch, canvas.shape[1], network.end)[:, lost:])
+        for row, tokens in enumerate(said):
+            slots = [*[-1] * lost, *range(lost, len(tokens))]
+            if tokens[:lost] != tokens[lost : 2 * lost] or not lost:
+                assert hints[row, : len(tokens)].tolist() == slots
 
 
 def test_hints_are_dropped_row_by_row(network: WhisperNetwork, batch: Batch, spy: Spy) -> None:
@@ -173,6 +200,19 @@ def test_an_unrolled_canvas_is_the_models_own_draft(network: WhisperNetwork, bat
     assert not torch.equal(first["canvas"], second["canvas"])
     run(network, batch, conditioned_share=0.0, unroll_share=1.0)
     assert torch.equal(spy.calls[2]["canvas"], first["canvas"]), "without a look before there is no draft"
+
+
+def test_unrolling_takes_its_share_of_the_rows(network: WhisperNetwork, batch: Batch, spy: Spy) -> None:
+    rows = []
+    for seed in range(12):
+        spy.calls.clear()
+        run(network, batch, seed=seed, conditioned_share=1.0, unroll_share=0.5)
+        first, second = spy.calls
+        own = second["canvas"] == second["previous"].argmax(-1)
+        kept = second["canvas"] == first["canvas"]
+        assert (own.all(1) | kept.all(1)).all(), "a whole row, or none of it"
+        rows += own.all(1).tolist()
+    assert sum(rows) / len(rows) == pytest.approx(0.5, abs=0.15)
 
 
 def test_slack_varies_the_canvas(network: WhisperNetwork, batch: Batch, spy: Spy) -> None:

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 from tokenizers import Tokenizer as Backend
-from tokenizers import models
+from tokenizers import decoders, models, pre_tokenizers
 
+from diffasr.diffusion.ctc import consumed
 from diffasr.errors import ModelError, OptionError
-from diffasr.text import LANGUAGES, Tokenizer, check_language, edit_distance, normalise
+from diffasr.text import LANGUAGES, PREFIX_TOKENS, Tokenizer, check_language, edit_distance, normalise
 
 SENTENCES = {
     "en": "Don't stop — it's only 3.5 miles to O’Hare!",
@@ -62,6 +63,25 @@ def test_composed_and_decomposed_letters_are_the_same_tokens(mini: Tokenizer) ->
 def test_broken_bytes_are_dropped(mini: Tokenizer) -> None:
     first_byte = mini.backend.token_to_id("ä")  # 0xE4 in the byte alphabet: opens a three-byte letter
     assert mini.decode([*mini.encode("ja"), first_byte]) == "ja"
+
+
+@given(st.text("abc 饕餮ï", max_size=6), st.integers(0, 20))
+def test_spelling_adds_up_where_text_does_not(text: str, cut: int) -> None:
+    """Half a character is no text, but it is spelt: so what is written can be found again in what was heard."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # a token a byte
+    backend = Backend(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([*PREFIX_TOKENS, *(f"<|{code}|>" for code in LANGUAGES)])
+    tokenizer = Tokenizer(backend)
+    ids = tokenizer.encode(text)
+    start, rest = ids[:cut], ids[cut:]
+    assert tokenizer.spell(start) + tokenizer.spell(rest) == tokenizer.spell(ids)
+    assert tokenizer.decode(ids) == text.strip()
+    spaces = sum(tokenizer.spell([i]) == "" for i in rest)
+    assert len(tokenizer.spell(rest)) == len(rest) - spaces
+    if " " not in text:
+        assert consumed(tokenizer.spell(start), [tokenizer.spell([i]) for i in ids]) == len(start)
 
 
 def test_special_tokens_are_distinct_and_in_whispers_order(tokenizer: Tokenizer) -> None:

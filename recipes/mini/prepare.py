@@ -23,6 +23,8 @@ MERGES = 1000
 MIN_COUNT = 5
 """How often the text must use a token for it to stay."""
 HINDI_LINES = 20_000
+QUIET = -1.4
+"""What the handicaps are set to by ``--quiet``: 20 nats."""
 
 
 def init(whisper: Path, shared: Path, out: Path) -> None:
@@ -53,6 +55,17 @@ def features(manifest: Path, start: Path, out: Path, *, padded: bool) -> None:
     print(f"{out}: {len(store.utterances)} utterances, {hours:.2f} hours")
 
 
+def export(model: Path, out: Path, *, quiet: bool) -> None:
+    """Write the shipped form: int8. ``quiet``: without conditioning, and with later places all but hidden."""
+    found = checkpoint.load(model)
+    if quiet:
+        decoder = found.network.decoder
+        for layer in (decoder.conditioning.own, decoder.conditioning.belief, decoder.conditioning.hint):
+            layer.weight.zero_()
+        decoder.future.fill_(QUIET)
+    checkpoint.save(out, found, precision="int8")
+
+
 def main() -> None:
     """Read the call and do one of the three."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,6 +80,7 @@ def main() -> None:
     second.add_argument("--threads", type=int, default=2)
     third = commands.add_parser("export")
     third.add_argument("model", type=Path)
+    third.add_argument("--quiet", action="store_true", help="no conditioning, later places hidden: see docs/log.md")
     for command in (first, second, third):
         command.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -77,7 +91,7 @@ def main() -> None:
             torch.set_num_threads(args.threads)
             features(args.manifest, args.init, args.out, padded=args.padded)
         case "export":
-            checkpoint.save(args.out, checkpoint.load(args.model), precision="int8")
+            export(args.model, args.out, quiet=args.quiet)
 
 
 if __name__ == "__main__":

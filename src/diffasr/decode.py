@@ -131,7 +131,7 @@ def denoise_steps(
 
     def renew(chosen: Tensor, accepted: Tensor) -> Tensor:
         """Go on with what CTC heard behind the accepted text, and move the hints along."""
-        fresh, places = _go_on(model, paths, chosen, accepted, hints.cpu())
+        fresh, places = _go_on(model, paths, lengths, chosen, accepted, hints.cpu())
         hints.copy_(places)
         return fresh
 
@@ -142,16 +142,16 @@ def denoise_steps(
 
 
 def _go_on(
-    model: Model, paths: Sequence[ctc.Path], chosen: Tensor, accepted: Tensor, hints: Tensor
+    model: Model, paths: Sequence[ctc.Path], lengths: Tensor, chosen: Tensor, accepted: Tensor, hints: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Canvases (B, L) and hints (B, L) that hold the accepted start of each row, then the rest of CTC's text."""
-    canvas, size, spell = chosen.clone(), chosen.shape[1], model.tokenizer.decode
+    canvas, size, spell = chosen.clone(), chosen.shape[1], model.tokenizer.spell
     for row, path in enumerate(paths):
         count = int(accepted[row].sum())
         written = chosen[row, :count].tolist()
-        if count == size or model.tokenizer.end in written:
+        if count == int(lengths[row]) or model.tokenizer.end in written:
             continue
-        used = ctc.consumed(spell(written).replace(" ", ""), [spell([token]) for token in path.tokens])
+        used = ctc.consumed(spell(written), [spell([token]) for token in path.tokens])
         rest, slots = path.tokens[used:][: size - count], path.slots[used:][: size - count]
         canvas[row, count:] = model.tokenizer.end
         canvas[row, count : count + len(rest)] = torch.tensor(rest, dtype=canvas.dtype)

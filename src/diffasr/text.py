@@ -74,6 +74,10 @@ class Tokenizer:
             kept.append(int(i))
         return self.backend.decode(kept, skip_special_tokens=True).replace("\ufffd", "").strip()
 
+    def spell(self, ids: Iterable[int]) -> str:
+        """``ids`` as the vocabulary writes them, without spaces: unlike text it adds up, half a character included."""
+        return "".join(self.backend.id_to_token(i) or "" for i in ids).replace("\u0120", "").replace("\u2581", "")
+
     def prefix(self, language: str) -> list[int]:
         """The clean tokens that stand before a canvas: start, language, task, no timestamps."""
         return [self.start, self.languages[language], self.task, self.plain]

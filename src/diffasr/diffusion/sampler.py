@@ -45,7 +45,7 @@ class SamplingOptions:
     ``prefix``, when the model changed nothing."""
     ctc_weight: float = 0.0
     """How much CTC's logits count beside the denoiser's, at the places that CTC put there."""
-    self_conditioning: bool = True
+    self_conditioning: bool = False
     """Show each step what the step before believed."""
     seed: int = 0
     """Of the random numbers. Same seed, same transcript."""

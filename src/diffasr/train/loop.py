@@ -8,7 +8,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -44,6 +45,12 @@ def train(recipe: Recipe, out: Path, *, overfit: int = 0, stop_after: int | None
     overfit: train on the first so many utterances only, and score on them. stop_after: save and leave after so many
     steps. A run in ``out`` that was stopped goes on where it stopped; SIGTERM and Ctrl-C save first.
     """
+    with _stop_signals() as stop:
+        return _train(recipe, out, overfit, stop_after, stop)
+
+
+def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop: Callable[[], bool]) -> Path:
+    """The loop itself."""
     out.mkdir(parents=True, exist_ok=True)
     model = checkpoint.load(recipe.init)
     network = model.network
@@ -61,7 +68,6 @@ def train(recipe: Recipe, out: Path, *, overfit: int = 0, stop_after: int | None
         network.load_state_dict(saved["network"])
         saved = None
     done = 0
-    stop = _stop_signals()
     log = out / "log.jsonl"
     board = _board(out)
 
@@ -244,7 +250,8 @@ def _resume(path: Path) -> tuple[Place, dict[str, Any] | None]:
     return Place(**saved["place"]), saved
 
 
-def _stop_signals() -> Any:
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
     """A function that tells whether SIGTERM or Ctrl-C came. A second Ctrl-C interrupts at once."""
     came: list[int] = []
 
@@ -252,9 +259,12 @@ def _stop_signals() -> Any:
         came.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, note)
-    return lambda: bool(came)
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _board(out: Path) -> Any:
