@@ -45,6 +45,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     score = commands.add_parser("score", help="character error rates of a model on a manifest")
     score.add_argument("manifest", type=Path, help="NeMo JSON lines")
     score.add_argument("--model", default="mini", help="default: %(default)s")
+    decoders = ("ctc", "ar", "diffusion")
+    score.add_argument("--decoders", choices=decoders, nargs="+", default=list(decoders), help="default: all three")
     score.add_argument("--steps", type=int, nargs="+", default=[8], help="default: 8")
     score.add_argument("--start", choices=("ctc", "noise"), nargs="+", default=["ctc"], help="default: ctc")
     score.add_argument("--find-language", action="store_true", help="do not tell the model the language")

@@ -27,11 +27,13 @@ class System:
     options: SamplingOptions = field(default_factory=SamplingOptions)
 
 
-def systems(steps: Sequence[int], starts: Sequence[str]) -> list[System]:
+def systems(decoders: Sequence[str], steps: Sequence[int], starts: Sequence[str]) -> list[System]:
     """CTC and autoregressive first, then diffusion from each start at each number of steps."""
     base = SamplingOptions()
-    found = [System(name="ctc", kind="ctc"), System(name="autoregressive", kind="ar")]
-    for start in starts:
+    found = [System(name="ctc", kind="ctc")] if "ctc" in decoders else []
+    if "ar" in decoders:
+        found.append(System(name="autoregressive", kind="ar"))
+    for start in starts if "diffusion" in decoders else ():
         for count in steps:
             options = replace(base, steps=count, start=start)  # type: ignore[arg-type]
             found.append(System(name=f"diffusion, from {start}, {count} steps", kind="diffusion", options=options))
@@ -84,7 +86,7 @@ def score_manifest(args: argparse.Namespace) -> str:
     utterances = read_manifest(args.manifest)
     rows: list[dict[str, Any]] = []
     lines: list[str] = []
-    for system in systems(args.steps, args.start):
+    for system in systems(args.decoders, args.steps, args.start):
         made = hypotheses(asr, utterances, system, find_language=args.find_language)
         rows += made
         rates = error_rates((r["reference"], r["hypothesis"], r["language"]) for r in made)
