@@ -14,6 +14,7 @@ from diffasr.errors import AudioError, DiffasrError, OptionError, RecipeError
 from diffasr.text import LANGUAGES
 
 if TYPE_CHECKING:
+    from diffasr.diffusion.sampler import SamplingOptions
     from diffasr.transcribe import Transcriber
     from diffasr.transcript import Transcript
 
@@ -139,7 +140,7 @@ def _deliver(file: str, result: "Transcript", target: Path | None, args: argpars
         print(text, end="", flush=True)
 
 
-def _watched(asr: "Transcriber", file: str, language: str | None, options: object) -> "Transcript":
+def _watched(asr: "Transcriber", file: str, language: str | None, options: "SamplingOptions") -> "Transcript":
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -149,7 +150,7 @@ def _watched(asr: "Transcriber", file: str, language: str | None, options: objec
         def watch(window: int, step: int, draft: str) -> None:
             screen.update(Text(f"{file}  window {window + 1}  step {step}\n{draft}"), refresh=True)
 
-        return asr.transcribe(file, language=language, options=options, watch=watch)  # type: ignore[call-overload, no-any-return]
+        return asr.transcribe(file, language=language, options=options, watch=watch)
 
 
 def _train(args: argparse.Namespace) -> int:

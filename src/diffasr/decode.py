@@ -137,7 +137,7 @@ def denoise_steps(
 
     yield from sample(
         denoise, canvas, lengths, options, end=end,
-        renew=renew if options.accept == "prefix" else None,
+        renew=renew if options.accept == "prefix" and options.start == "ctc" else None,
     )  # fmt: skip
 
 

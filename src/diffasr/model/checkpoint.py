@@ -132,12 +132,15 @@ def fit(network: torch.nn.Module, weights: dict[str, Tensor], *, source: str) ->
 def save(
     folder: str | os.PathLike[str], model: Model, *, precision: Literal["float32", "float16", "int8"] = "float32"
 ) -> None:
-    """Write a checkpoint folder; what was there before under the same names is replaced, each file whole."""
+    """Write a checkpoint folder; what was there before under the same names is replaced, each file whole.
+
+    int8: the matrices of both stacks; everything else is float16 then.
+    """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     weights: dict[str, Tensor] = {}
     for name, value in model.network.state_dict().items():
-        if precision == "int8" and value.ndim >= 2:
+        if precision == "int8" and value.ndim == 2 and ".layers." in name:  # embedding and convolutions suffer more
             weights[name], weights[f"{name}.scale"] = quantise(value)
         else:
             weights[name] = value.to(torch.float32 if precision == "float32" else torch.float16).contiguous()

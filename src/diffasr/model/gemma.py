@@ -195,6 +195,7 @@ class GemmaNetwork(nn.Module):
         memory: Memory = cache.memory
         chosen = _branch(memory.keys_values)
         for layer in chosen.layers:
+            assert layer.keys is not None and layer.values is not None  # prefill filled every layer
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         return Cache(
             audio=cache.audio[rows],
