@@ -194,8 +194,8 @@ class GemmaNetwork(nn.Module):
         """See Network."""
         memory: Memory = cache.memory
         chosen = _branch(memory.keys_values)
-        for layer in chosen.layers:
-            assert layer.keys is not None and layer.values is not None  # prefill filled every layer
+        layers: list[Any] = chosen.layers  # full and sliding ones, all of them filled by prefill
+        for layer in layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]
         return Cache(
             audio=cache.audio[rows],

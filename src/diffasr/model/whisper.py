@@ -14,6 +14,7 @@ noisy canvas does not know its own moment.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,8 @@ class WhisperDecoder(nn.Module):
 
     def listen(self, frames: Tensor) -> list[KeysValues]:
         """Keys and values of (B, T, S) frames, a pair a layer: all that the decoder ever needs of them."""
-        return [block.encoder_attn.keys_values(frames) for block in self.layers]
+        blocks = cast("list[Block]", list(self.layers))
+        return [block.encoder_attn.keys_values(frames) for block in blocks]
 
     def forward(self, x: Tensor, memory: tuple[list[KeysValues], Tensor], lengths: Tensor | None = None) -> Tensor:
         """Embeddings (B, L, D) to hidden states (B, L, D), normed and ready for ``unembed``.
