@@ -50,6 +50,11 @@ def test_files_are_written_where_asked(folder: Path, clip: Path, tmp_path: Path)
     assert [p.name for p in out.iterdir()] == ["clip.wav.txt"]
 
 
+def test_a_place_that_cannot_be_made_is_named(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["transcribe", str(clip), "--output-dir", str(clip / "out")]) == 2
+    assert str(clip / "out") in capsys.readouterr().err
+
+
 def test_two_files_of_one_name_are_refused_before_any_work(folder: Path, clip: Path, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     twin = shutil.copy(clip, tmp_path / "b" / "clip.wav")

@@ -123,7 +123,12 @@ def _targets(files: Sequence[str], folder: Path | None, ending: str) -> dict[str
         if target in names:
             raise OptionError(f"{names[target]} and {file} would both be written to {target}: call them one by one")
         names[target] = file
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            f"--output-dir {folder} can't be made: {error.strerror}; name a folder that you may write"
+        ) from error
     return targets
 
 
