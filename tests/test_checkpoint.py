@@ -17,7 +17,7 @@ from torch import Tensor
 from diffasr.errors import DownloadError, ModelError, OptionError
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import FILES, Model, find, from_whisper, load, quantise, save, start_rows
-from diffasr.model.config import ModelConfig
+from diffasr.model.config import ModelConfig, ProjectorConfig
 
 ROWS = [[i] for i in range(VOCABULARY)]
 
@@ -146,11 +146,14 @@ def test_config_json_is_a_round_trip_and_its_faults_are_named(model: Model) -> N
 def test_a_whisper_folder_becomes_an_untrained_denoiser(tmp_path: Path, mels: int) -> None:
     whisper = tiny_whisper(mels=mels)
     whisper.save_pretrained(tmp_path / "whisper")
-    made = from_whisper(tmp_path / "whisper", tiny_tokenizer(), ROWS, name="made", projector_hidden=16)
+    bridge = ProjectorConfig(hidden=16, strides=2)
+    made = from_whisper(tmp_path / "whisper", tiny_tokenizer(), ROWS, name="made", projector=bridge)
     assert made.config.encoder.mels == mels
     assert made.config.encoder.positions == 60
+    assert made.config.projector == bridge
+    assert not made.network.habits.any()
     ours, theirs = made.network.state_dict(), whisper.model.state_dict()
-    own = {k for k in ours if k.startswith(("projector.", "decoder.conditioning.", "decoder.future"))}
+    own = {k for k in ours if k.startswith(("projector.", "decoder.conditioning.", "decoder.future", "habits"))}
     assert ours.keys() - own == theirs.keys()
     assert all(torch.equal(ours[k], v) for k, v in theirs.items())
     for kind in ("weight", "bias"):

@@ -3,14 +3,21 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from test_report import WORDS, row
 
 from diffasr import cli
 from diffasr.audio import SAMPLE_RATE_HZ
 from diffasr.model.checkpoint import Model, save
+
+EMPTY: dict[str, Any] = {
+    "normaliser": "basic", "about": {}, "sets": [], "systems": {}, "scores": [], "means": [], "languages": [],
+    "comparisons": [], "training": None,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +96,10 @@ def test_watching_shows_every_step(folder: Path, clip: Path, capsys: pytest.Capt
         (["transcribe", "x.wav", "--model", "nowhere"], 1, "nowhere"),
         (["transcribe", "x.wav", "--steps", "0"], 2, "steps"),
         (["train", "no-such-recipe"], 2, "no-such-recipe"),
-        (["score", "no-such-manifest.jsonl", "--model", "nowhere"], 1, "nowhere"),
+        (["score", "no-such-rows.jsonl"], 2, "no-such-rows.jsonl"),
+        (["evaluate", "no-such-manifest.jsonl"], 1, "no-such-manifest.jsonl"),
+        (["evaluate", "x.jsonl", "--decoders", "ctc,sing"], 2, "sing"),
+        (["evaluate", "x.jsonl", "--normaliser", "odd"], 2, "odd"),
         (["info", "nowhere"], 1, "nowhere"),
     ],
 )
@@ -100,7 +110,10 @@ def test_errors_name_the_value_and_set_the_code(
     assert word in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("call", [[], ["transcribe"], ["transcribe", "x", "--language", "xx"], ["sing"]])
+@pytest.mark.parametrize(
+    "call",
+    [[], ["transcribe"], ["transcribe", "x", "--language", "xx"], ["sing"], ["evaluate", "x", "--steps", "1,two"]],
+)
 def test_a_wrong_call_leaves_with_two(call: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(call)
@@ -121,22 +134,91 @@ def test_info_of_the_full_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert "22,978,560" in out
 
 
-def test_score_prints_a_row_a_system_and_keeps_the_hypotheses(
+def test_evaluate_decodes_and_score_scores_again(
     folder: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [
-        {"audio_filepath": "clip.wav", "duration": 1.0, "text": text, "lang": code}
+        {"audio_filepath": clip.name, "duration": 1.0, "text": text, "lang": code}
         for text, code in (("abc", "en"), ("def", "de"))
     ]
-    manifest = tmp_path / "two.jsonl"
+    for number, line in enumerate(lines):  # each recording has its own file
+        line["audio_filepath"] = Path(shutil.copy(clip, tmp_path / f"{number}.wav")).name
+    manifest, out = tmp_path / "two.jsonl", tmp_path / "out"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    out = tmp_path / "raw.jsonl"
-    call = ["score", str(manifest), "--model", str(folder), "--steps", "1", "2", "--start", "ctc", "noise"]
-    assert cli.main([*call, "--find-language", "--out", str(out)]) == 0
-    table = capsys.readouterr().out
-    assert table.splitlines()[0] == "| decoder | en | de | mean |"
-    for name in ("ctc", "autoregressive", "diffusion, from ctc, 2 steps", "diffusion, from noise, 1 steps"):
-        assert f"| {name} |" in table
-    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == 2 * 6
-    assert {row["reference"] for row in rows} == {"abc", "def"}
+    call = ["evaluate", str(manifest), "--model", str(folder), "--out", str(out), "--threads", "1"]
+    decoders = ["--decoders", "ctc,ar,diffusion,seeded", "--steps", "1,2", "--seeds", "2", "--find-language"]
+    assert cli.main([*call, *decoders]) == 0
+    page = capsys.readouterr().out
+    assert page == (out / "report.md").read_text(encoding="utf-8").split("![", maxsplit=1)[0].rstrip() + "\n"
+    assert "| decoder | en | de | mean |" in page
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert list(report["systems"]) == ["ctc", "ar", "diffusion-1", "diffusion-2", "seeded-1", "seeded-2"]
+    assert len((out / "hypotheses.jsonl").read_text(encoding="utf-8").splitlines()) == 2 * 8
+
+    assert cli.main(["score", str(out), "--normaliser", "none", "--out", str(tmp_path / "again")]) == 0
+    assert "(normaliser: none)" in capsys.readouterr().out
+    again = json.loads((tmp_path / "again" / "report.json").read_text(encoding="utf-8"))
+    assert again["normaliser"] == "none"
+    assert cli.main(["score", str(out / "hypotheses.jsonl"), "--compare", "ctc", "ar"]) == 0
+    assert "# ctc against ar (normaliser: basic)" in capsys.readouterr().out
+    assert cli.main(["score", str(out), "--compare", "ctc", "none"]) == 2
+
+
+def test_a_worse_report_leaves_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row(n, "seeded-8", WORDS[n]) for n in range(8)]
+    for name, said in (("good", rows), ("bad", [r | {"hypothesis": r["hypothesis"][1:]} for r in rows])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "hypotheses.jsonl").write_text("".join(json.dumps(r) + "\n" for r in said), encoding="utf-8")
+        assert cli.main(["score", str(tmp_path / name), "--out", str(tmp_path / name)]) == 0
+    good, bad = (str(tmp_path / name) for name in ("good", "bad"))
+    capsys.readouterr()
+    assert cli.main(["score", bad, "--against", f"{good}/report.json"]) == 1
+    told = capsys.readouterr()
+    assert "| seeded-8 | en | 0.0 | 11" in told.out
+    assert "seeded-8 on dev: the mean CER rose by 11" in told.err
+    assert cli.main(["score", bad, "--against", f"{good}/report.json", "--margin", "12"]) == 0
+    assert cli.main(["score", good, "--against", f"{bad}/report.json", "--compare", "seeded-8", "seeded-8"]) == 0
+    assert "| better |" in capsys.readouterr().out
+    assert cli.main(["score", bad, "--against", f"{bad}/report.json"]) == 2
+    assert cli.main(["score", bad, "--margin", "2"]) == 2
+    assert "--against" in capsys.readouterr().err
+
+
+def test_the_log_of_a_run_is_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "hypotheses.jsonl").write_text(json.dumps(row(0, "ctc", "x")) + "\n", encoding="utf-8")
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"stage": "ctc", "step": 1, "ctc": 9.0}\n', encoding="utf-8")
+    out = tmp_path / "out"
+    assert cli.main(["score", str(tmp_path), "--log", str(log), "--out", str(out)]) == 0
+    assert "ctc loss 9.00" in capsys.readouterr().out
+    assert (out / "training.png").is_file()
+    assert cli.main(["score", str(tmp_path), "--log", str(tmp_path / "none")]) == 2
+
+
+def test_what_is_wrong_beside_a_call_is_known_before_it_decodes(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--log", "no-log"], ["--against", "no-report"], ["--margin", "1"]):
+        assert cli.main(["evaluate", "no-such-manifest.jsonl", *words]) == 2
+        assert "manifest" not in capsys.readouterr().err
+
+
+def test_every_option_of_evaluate_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffasr.evaluate import against, folder, report, run, training_log
+
+    seen: list[Any] = []
+    monkeypatch.setattr(run, "evaluate", lambda *words: seen.extend(words))
+    monkeypatch.setattr(report, "write_report", lambda *words, **more: seen.append((words, more)) or EMPTY)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(training_log, "read_log", lambda path: {"log": path})
+    monkeypatch.setattr(against, "load_standard", lambda *words, **more: (words, more))
+    monkeypatch.setattr(against, "judge", lambda *words: seen.append(words) or ("", []))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(folder, "read_rows", lambda path: ["rows"])
+    words = "evaluate a b --model m --decoders ctc --steps 1,2 --seeds 3 --votes 4 --baseline whisper:x --baseline y"
+    words += " --beams 1,5 --normaliser whisper --batch 6 --threads 7 --device cuda --find-language --limit 8 --out o"
+    words += " --log l --against r --margin 2"
+    assert cli.main(words.split()) == 0
+    options = run.EvaluationOptions(
+        decoders=("ctc",), steps=(1, 2), seeds=3, votes=4, baselines=["whisper:x", "y"], beams=(1, 5),
+        normaliser="whisper", batch=6, threads=7, device="cuda", find_language=True, limit=8,
+    )  # fmt: skip
+    asked = ((Path("r"), 2.0), {"normaliser": "whisper", "rows": Path("o")})
+    written = ((Path("o"), "whisper", Path("o")), {"training": {"log": Path("l")}})
+    assert seen == ["m", ["a", "b"], options, Path("o"), written, (asked, EMPTY, ["rows"])]

@@ -1,4 +1,4 @@
-"""Laws of CTC's best path, of the canvas it asks for, and of the errors put into it."""
+"""Laws of CTC's best path, of the canvas it asks for, and of the noise put on it."""
 
 import itertools
 
@@ -6,20 +6,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rapidfuzz.distance import Levenshtein
 from torch.nn import functional as F
 
 from diffasr.diffusion.ctc import (
     BUCKETS,
     Path,
     best_paths,
+    blurred,
     canvas_length,
     consumed,
     fitted,
+    heard,
     hint_slots,
-    roughen,
     seed_canvas,
 )
-from diffasr.text import edit_distance
 
 BLANK = 3
 labels = st.lists(st.integers(0, 4), min_size=1, max_size=12)
@@ -69,44 +70,36 @@ def test_hints_are_the_slots_and_then_nothing() -> None:
     assert hints.dtype == seed_canvas(PATHS, torch.tensor([6, 6, 6]), end=2).dtype == torch.int64
 
 
-def roughened(most: float, seed: int = 0, rows: int = 400) -> tuple[list[Path], list[Path]]:
-    before = [Path(list(range(50)), list(range(50)), -1.0) for _ in range(rows)]
-    return before, roughen(before, most=most, vocabulary=10**6, generator=torch.Generator().manual_seed(seed))
+def blurs(most: float, seed: int = 0, rows: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(rows, 50, 4)
+    return logits, blurred(logits, most=most, generator=torch.Generator().manual_seed(seed))
 
 
-def test_no_errors_asked_none_made() -> None:
-    before, after = roughened(0.0)
-    assert after == before
+def test_without_blur_the_logits_stay() -> None:
+    before, after = blurs(0.0)
+    assert torch.equal(before, after)
 
 
-def test_errors_come_at_the_promised_rate_in_three_equal_kinds() -> None:
-    _, after = roughened(0.6)
-    fates = {"same": 0, "lost": 0, "joined": 0, "replaced": 0}
-    per_row = []
-    for path in after:
-        heard: dict[int, list[int]] = {slot: [] for slot in range(50)}
-        for token, slot in zip(path.tokens, path.slots, strict=True):
-            heard[slot].append(token)
-        row = [
-            "lost" if not tokens else "joined" if len(tokens) == 2 else "same" if tokens == [slot] else "replaced"
-            for slot, tokens in heard.items()
-        ]
-        per_row.append(1 - row.count("same") / 50)
-        for fate in row:
-            fates[fate] += 1
-        assert path.slots == sorted(path.slots)
-    total = sum(fates.values())
-    assert {k: v / total for k, v in fates.items()} == pytest.approx(
-        {"same": 0.7, "lost": 0.1, "joined": 0.1, "replaced": 0.1}, abs=0.03
-    )
-    assert min(per_row) < 0.05, "rows differ: some are nearly clean"
-    assert max(per_row) > 0.5
+def test_full_blur_draws_from_the_posterior_and_rows_differ_in_their_amount() -> None:
+    _, after = blurs(1.0)
+    right = (after.argmax(-1) == 0).float().mean(1)  # (rows,)
+    assert right.max() == 1.0, "a row with little noise keeps the likeliest label"
+    assert right.min() < 0.7
+    sampled = torch.stack([blurs(1e4, seed=s, rows=1)[1].argmax(-1) for s in range(50)])
+    counts = torch.bincount(sampled.flatten(), minlength=4) / sampled.numel()
+    assert counts.tolist() == pytest.approx([0.25] * 4, abs=0.05), "without bound it is uniform"
 
 
-def test_roughening_takes_its_dice_from_the_generator() -> None:
-    assert roughened(0.5, seed=1, rows=5)[1] == roughened(0.5, seed=1, rows=5)[1]
-    assert roughened(0.5, seed=1, rows=5)[1] != roughened(0.5, seed=2, rows=5)[1]
-    assert roughen([], most=0.5, vocabulary=9, generator=torch.Generator()) == []
+def test_blur_takes_its_dice_from_the_generator() -> None:
+    assert torch.equal(blurs(0.5, seed=1)[1], blurs(0.5, seed=1)[1])
+    assert not torch.equal(blurs(0.5, seed=1)[1], blurs(0.5, seed=2)[1])
+
+
+def test_heard_says_the_best_path_in_tokens_where_they_begin() -> None:
+    logits = F.one_hot(torch.tensor([[1, BLANK, 2, 2, 4, BLANK]]), 5).float()
+    (path,) = heard(logits, torch.tensor([6]), blank=BLANK, joined=lambda labels: ([sum(labels), 9], [0, 2]))
+    (plain,) = best_paths(logits, torch.tensor([6]), blank=BLANK)
+    assert path == Path([7, 9], [plain.slots[0], plain.slots[2]], plain.log_probability)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +129,7 @@ pieces = st.lists(st.text("abc", max_size=3), max_size=6)
 
 @given(st.text("abc", max_size=9), pieces)
 def test_consumed_is_the_longest_of_the_cheapest_splits(written: str, heard: list[str]) -> None:
-    costs = [edit_distance(written, "".join(heard[:count])) for count in range(len(heard) + 1)]
+    costs = [Levenshtein.distance(written, "".join(heard[:count])) for count in range(len(heard) + 1)]
     assert consumed(written, heard) == max(n for n, cost in enumerate(costs) if cost == min(costs))
 
 

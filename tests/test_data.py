@@ -158,7 +158,7 @@ def test_items_have_text_and_no_more_labels_than_slots(tokenizer: Tokenizer, tmp
 def items_of(seconds: list[float], languages: str = "en") -> list[Item]:
     names = languages.split()
     return [
-        Item(store=None, number=n, tokens=(1,), language=names[n % len(names)], seconds=s)  # type: ignore[arg-type]
+        Item(store=None, number=n, tokens=(1,), pieces=(1,), language=names[n % len(names)], seconds=s)  # type: ignore[arg-type]
         for n, s in enumerate(seconds)
     ]
 

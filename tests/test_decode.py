@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_model, random_speech, row_alone, wake
+from conftest import VOCABULARY, random_model, random_speech, row_alone, wake
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffasr.decode import Decoded, ar_texts, ctc_texts, decode
+from diffasr.decode import Decoded, ar_texts, ctc_texts, decode, place_words
 from diffasr.diffusion.ctc import BUCKETS
 from diffasr.diffusion.sampler import Draft, SamplingOptions
 from diffasr.model.checkpoint import Model
@@ -53,6 +53,7 @@ class Script:
             cache,
             ctc=cache.ctc[rows],
             languages=cache.languages[rows],
+            language_logits=cache.language_logits[rows],
             slots=cache.slots[rows],
             memory=cache.memory[rows],
         )
@@ -235,12 +236,19 @@ def test_steps_are_counted_row_by_row() -> None:
     ids=["another letter", "a letter too much", "a letter lost: the next is taken for it, until it is missed"],
 )
 def test_behind_the_confirmed_text_ctc_goes_on(hears: str, steps: int, slots: list[int]) -> None:
-    (said,), script = scripted(["thedogran"], [hears])
+    (said,), script = scripted(["thedogran"], [hears], confidence=1.0)
     assert said.text == "thedogran"
     assert said.steps == steps, "one error, one change, and a look that finds nothing wrong"
     ids, end = random_model().tokenizer.encode("thedogran"), random_model().tokenizer.end
     assert script.calls[-1]["canvas"][0].tolist() == ids + [end] * (16 - len(ids))
     assert script.calls[1]["hints"][0].tolist() == slots + [-1] * (16 - len(slots))
+
+
+@pytest.mark.parametrize(("confidence", "steps"), [(0.5, 2), (1.0, 4)])
+def test_a_sure_denoiser_changes_all_wrong_letters_at_once(confidence: float, steps: int) -> None:
+    (said,), _ = scripted(["thedogranup"], ["thedugrenap"], confidence=confidence)
+    assert said.text == "thedogranup"
+    assert said.steps == steps
 
 
 @pytest.mark.parametrize(("answer", "hears"), [
@@ -259,12 +267,65 @@ def test_a_denoiser_that_knows_gets_its_way_with_any_ctc(answer: str, hears: str
 def test_a_full_canvas_is_the_same_in_a_wider_batch() -> None:
     """A row whose 16 places are all confirmed and hold no end: its hints stay, however wide its neighbours are."""
     full, hears = "q" * 15 + "h" + "z" * 9, "abcdefgh"
-    texts, _ = scripted([full, LETTERS], [hears, LETTERS], steps=20)
-    (text,), single = scripted([full], [hears], steps=20)
-    _, double = scripted([full, LETTERS], [hears, LETTERS], steps=20)
+    texts, double = scripted([full, LETTERS], [hears, LETTERS], steps=20, confidence=1.0)
+    (text,), single = scripted([full], [hears], steps=20, confidence=1.0)
     assert texts[0] == text
     first = [[c["hints"][0, :16] for c in s.calls if len(c["canvas"]) == n and c["canvas"].shape[1] == w]
              for s, n, w in ((single, 1, 16), (double, 2, 48))]  # fmt: skip
     assert len(first[0]) > 15
     for one, other in zip(*first, strict=False):
         assert torch.equal(one, other)
+
+
+def test_one_vote_is_no_vote_and_more_merge_what_several_canvases_say() -> None:
+    model, speech, known = random_model(), random_speech([60, 31]), torch.tensor([0, 5])
+    options: dict[str, Any] = {"steps": 1, "accept": "all", "start": "noise", "temperature": 1.0}
+    plain = decode(model, speech, known, SamplingOptions(**options))
+    assert decode(model, speech, known, SamplingOptions(**options, votes=1)) == plain
+    voted = decode(model, speech, known, SamplingOptions(**options, votes=5))
+    assert [v.language for v in voted] == ["en", "zh"]
+    assert [v.text for v in voted] != [p.text for p in plain]
+    other = decode(model, speech, known, SamplingOptions(**options, votes=5, seed=1))
+    assert [v.text for v in voted] != [o.text for o in other]
+    for row in (0, 1):
+        (alone,) = decode(model, row_alone(speech, row), known[row : row + 1],
+                          SamplingOptions(**options, votes=5))  # fmt: skip
+        assert alone.text == voted[row].text, "neighbours do not vote"
+
+
+def test_canvases_of_a_window_start_differently_and_the_first_as_it_would_alone() -> None:
+    starts: list[Any] = ["ctc", "noise"]
+    for start in starts:
+        _, script = scripted(["the cat", "them"], start=start, votes=3, steps=1)
+        canvas = script.calls[0]["canvas"]
+        _, single = scripted(["the cat", "them"], start=start, steps=1)
+        assert torch.equal(canvas[::3], single.calls[0]["canvas"])
+        if start == "noise":
+            assert len({tuple(row) for row in canvas[:3].tolist()}) == 3
+    results, script = scripted(["the cat", "", "them"], hears=["the cat", "", "them"], votes=3)
+    assert [r.text for r in results] == ["the cat", "", "them"]
+    shown: list[list[int]] = []
+    model = Model(network=script, tokenizer=random_model().tokenizer, config=random_model().config)  # type: ignore[arg-type]
+    decode(model, heard(random_model(), ["the cat", "", "them"]), None, SamplingOptions(votes=3),
+           lambda draft, rows: shown.append([len(draft.tokens), *rows]))  # fmt: skip
+    assert shown[0] == [2, 0, 2], "a window is shown once"
+
+
+def test_words_are_put_where_ctc_heard_them() -> None:
+    (said,), _ = scripted(["the cat and"])
+    model = random_model()
+    ids = model.tokenizer.encode("the cat and")
+    assert [w.word for w in said.words] == ["the", "cat", "and"]
+    assert said.words[0].first == 0
+    assert said.words[-1].last == 2 * (len(ids) - 1)
+    assert all(w.first <= w.last for w in said.words)
+    assert [w.first for w in said.words] == sorted(w.first for w in said.words)
+    assert all(w.probability == pytest.approx(1, abs=1e-4) for w in said.words)
+
+
+def test_a_text_too_long_for_its_slots_is_spread_over_them() -> None:
+    model, text = random_model(), "the cat and a dog"
+    words = place_words(model, torch.zeros(4, VOCABULARY), text, "en")
+    assert [w.word for w in words] == text.split()
+    assert all(0 <= w.first <= w.last <= 3 and w.probability == 0 for w in words)
+    assert place_words(model, torch.zeros(4, VOCABULARY), "", "en") == ()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_tokenizer
 from huggingface_hub import constants
 from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
@@ -146,6 +147,9 @@ def test_autoregressive_logits_are_causal_and_agree_with_one_pass(network: Gemma
     assert logits.shape == (1, 7, VOCABULARY)
     torch.testing.assert_close(network.ar_logits(text[:, :0], cache), logits[:, :1])
     torch.testing.assert_close(network.ar_logits(text[:, :4], cache), logits[:, :5])
+    read = network.ar_reader(cache)
+    told = [read(text[:, :0]), *(read(text[:, n : n + 1]) for n in range(6))]
+    torch.testing.assert_close(torch.stack(told, dim=1), logits)
     prompt, _ = network._prompt(cache.audio, cache.slots)
     tail = network._embed(torch.cat((torch.tensor([[11]]), text), dim=1))
     whole = network.backbone.model.encoder(
@@ -325,13 +329,13 @@ def test_wanted_labels_are_columns_of_all(network: GemmaNetwork) -> None:
 def test_the_same_training_step_trains_it() -> None:
     network = tiny_network(lora=True)
     stage = Stage(name="x", steps=1, rates={"projector": 1e-3}, ar=1.0, ctc=1.0, draft_share=0.5, ctc_extra=8)
+    tokens, lengths = tokens_of(2, 5), torch.tensor([5, 3])
     batch = Batch(
-        speech=speech_of([200, 160]),
-        languages=torch.tensor([0, 3]),
-        tokens=tokens_of(2, 5),
-        lengths=torch.tensor([5, 3]),
-    )
-    parts = losses(network, batch, stage, vocabulary=VOCABULARY, end=END, generator=torch.Generator().manual_seed(0))
+        speech=speech_of([200, 160]), languages=torch.tensor([0, 3]),
+        tokens=tokens, lengths=lengths, pieces=tokens, piece_lengths=lengths,
+    )  # fmt: skip
+    dice = torch.Generator().manual_seed(0)
+    parts = losses(network, batch, stage, tokenizer=tiny_tokenizer(), generator=dice)
     assert set(parts) == {"ctc", "ar", "diffusion"}
     torch.stack(list(parts.values())).sum().backward()
     assert all(bool(value.isfinite()) for value in parts.values())

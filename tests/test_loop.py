@@ -14,7 +14,7 @@ from conftest import random_model, write_store
 from torch import Tensor
 
 from diffasr.errors import RecipeError
-from diffasr.evaluate.score import score_store
+from diffasr.evaluate.store import score_store
 from diffasr.model import checkpoint
 from diffasr.text import Tokenizer
 from diffasr.train import loop
@@ -223,7 +223,7 @@ def test_every_parameter_belongs_to_one_part() -> None:
     names = [name for name, _ in random_model().network.named_parameters()]
     assert {part_of(n) for n in names} == {"frozen", "projector", "conditioning", "embedding", "decoder"}
     assert {n for n in names if part_of(n) == "conditioning" and "conditioning" not in n} == {"decoder.future"}
-    assert all((part_of(n) == "frozen") == n.startswith("encoder.") for n in names)
+    assert all((part_of(n) == "frozen") == n.startswith(("encoder.", "habits")) for n in names)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(
@@ -265,7 +265,7 @@ def test_nothing_to_train_on_is_a_recipe_error(init: Path, tokenizer: Tokenizer,
 def test_a_few_utterances_are_learned_by_heart(init: Path, store: FeatureStore, tmp_path: Path) -> None:
     teach = stage(CTC | {"rates": {"projector": 1e-2}}, 120, seconds=20.0, ctc_extra=1000)
     rates = {"conditioning": 5e-3, "decoder": 3e-3}
-    write = stage(DENOISE | {"rates": rates, "ar": 0.0}, 120, seconds=20.0, slack=0, rough=0.1, full_share=0.3)
+    write = stage(DENOISE | {"rates": rates, "ar": 0.0}, 120, seconds=20.0, slack=0, blur=0.3, full_share=0.3)
     out = train(recipe(init, store, teach, write, autocast=False), tmp_path)
     log = log_of(tmp_path)
     for name in ("ctc", "diffusion"):

@@ -9,9 +9,9 @@ from torch import Tensor
 from diffasr.model.projector import Projector
 
 
-def projector(strides: int) -> Projector:
+def projector(strides: int, layers: int = 0) -> Projector:
     torch.manual_seed(strides)
-    return Projector(speech_width=6, hidden=10, width=8, strides=strides).requires_grad_(False)
+    return Projector(speech_width=6, hidden=10, width=8, strides=strides, layers=layers).requires_grad_(False)
 
 
 def frames_of(*shape: int) -> Tensor:
@@ -33,9 +33,9 @@ def test_slots_are_what_comes_out_and_every_frame_has_one(strides: int, length: 
     assert slots == -(-length // 2**strides)
 
 
-@pytest.mark.parametrize("strides", [2, 3])
-def test_a_row_of_a_batch_equals_the_row_alone(strides: int) -> None:
-    bridge, lengths = projector(strides), torch.tensor([30, 1, 17, 12])
+@pytest.mark.parametrize(("strides", "layers"), [(2, 0), (3, 0), (2, 2)])
+def test_a_row_of_a_batch_equals_the_row_alone(strides: int, layers: int) -> None:
+    bridge, lengths = projector(strides, layers), torch.tensor([30, 1, 17, 12])
     frames = frames_of(4, 30, 6)  # what lies past the length is no zero
     together = bridge(frames, lengths)
     for row, n in enumerate(lengths.tolist()):
@@ -48,6 +48,15 @@ def test_loudness_of_a_frame_is_normed_away_but_its_shape_is_heard() -> None:
     frames = frames_of(1, 20, 6)
     torch.testing.assert_close(bridge(3 * frames, length), bridge(frames, length), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(bridge(frames.flip(2), length), bridge(frames, length), atol=1e-2)
+
+
+def test_with_layers_an_audio_token_hears_the_whole_clip() -> None:
+    frames, length = frames_of(1, 80, 6), torch.tensor([80])
+    other = frames.clone()
+    other[:, -1] = frames_of(1, 6).flip(1)
+    moved = [(p(frames, length) - p(other, length)).abs().amax((0, 2)) > 1e-6 for p in (projector(2), projector(2, 1))]
+    assert moved[0].nonzero()[:, 0].tolist() == [19]
+    assert moved[1].all()
 
 
 def test_the_large_one_has_as_many_weights_as_the_design_says() -> None:

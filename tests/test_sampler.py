@@ -198,7 +198,7 @@ def test_every_option_changes_something(name: str) -> None:
 
 
 def test_no_option_is_forgotten() -> None:
-    elsewhere = {"start", "seed_noise", "ctc_weight"}  # test_decode.py
+    elsewhere = {"start", "seed_noise", "ctc_weight", "confidence", "votes"}  # test_decode.py
     assert {f.name for f in fields(SamplingOptions)} == CHANGES.keys() | elsewhere
 
 
@@ -207,6 +207,8 @@ def test_no_option_is_forgotten() -> None:
     [
         ("steps", 0),
         ("start", "silence"),
+        ("votes", 0),
+        ("confidence", -0.1),
         ("accept", "some"),
         ("seed_noise", -0.1),
         ("seed_noise", 1.1),
@@ -300,7 +302,9 @@ def test_what_is_unchanged_so_far_ends_with_the_first_change(rows: list[list[int
 def test_no_draft_goes_on_behind_its_end(accept: str) -> None:
     ends = 0
     for seed in range(5):
-        for draft in run(doubts(LENGTHS), noise(seed=seed), end=END, accept=accept, renew=lambda chosen, _: chosen):
+        for draft in run(
+            doubts(LENGTHS), noise(seed=seed), end=END, accept=accept, renew=lambda drawn, *_: closed(drawn, END)
+        ):
             real = torch.arange(9) < LENGTHS[:, None]
             assert torch.equal((draft.tokens * real), closed(draft.tokens, END) * real)
             ends += int((draft.tokens == END).any())
@@ -324,8 +328,8 @@ def test_who_knows_how_the_start_goes_on_gets_to_the_end_from_any_start(seed: in
     answer, start = closed(noise(seed=seed), END), closed(noise(seed=seed + 1), END)
     renew: dict[str, Renew | None] = {
         "noise": None,
-        "once more": lambda chosen, accepted: chosen,
-        "the rest of it": lambda chosen, accepted: start.roll(1, 1),
+        "once more": lambda drawn, *_: closed(drawn, END),
+        "the rest of it": lambda *_: start.roll(1, 1),
     }
     drafts = run(follows(answer), start, steps=12, end=END, renew=renew[renewal])
     real = torch.arange(9) < LENGTHS[:, None]
@@ -341,7 +345,7 @@ def test_who_knows_how_the_start_goes_on_gets_to_the_end_from_any_start(seed: in
 
 def test_a_right_start_is_confirmed_at_once() -> None:
     answer = closed(noise(seed=5), END)
-    drafts = run(follows(answer), answer, end=END, renew=lambda chosen, _: chosen)
+    drafts = run(follows(answer), answer, end=END, renew=lambda drawn, *_: closed(drawn, END))
     assert all(d.accepted.equal(torch.arange(9) < LENGTHS[:, None]) for d in drafts)
     assert [d.finished.all().item() for d in drafts] == [False, True], "the second look sees that nothing changed"
 
@@ -352,13 +356,18 @@ def test_renew_is_asked_for_what_was_not_accepted(accept: str) -> None:
     asked: list[tuple[Tensor, Tensor, Tensor]] = []
     plain = doubts(LENGTHS)
 
-    def denoise(canvas: Tensor, previous: Tensor | None) -> Tensor:
-        seen.append(canvas.clone())
-        return plain(canvas, previous)
+    previous: list[Tensor | None] = []
 
-    def renew(chosen: Tensor, accepted: Tensor) -> Tensor:
+    def denoise(canvas: Tensor, before: Tensor | None) -> Tensor:
+        seen.append(canvas.clone())
+        previous.append(before)
+        return plain(canvas, before)
+
+    def renew(drawn: Tensor, probability: Tensor, accepted: Tensor) -> Tensor:
         fresh = noise(seed=100 + len(asked))
-        asked.append((chosen.clone(), accepted.clone(), fresh))
+        asked.append((drawn.clone(), accepted.clone(), fresh))
+        logits = plain(seen[-1], previous[-1])
+        assert torch.allclose(probability, logits.float().softmax(-1).gather(2, drawn[..., None])[..., 0], atol=1e-5)
         return fresh
 
     drafts = run(denoise, noise(), steps=4, accept=accept, renew=renew, stop_entropy=0.0, self_conditioning=True)
@@ -383,7 +392,7 @@ def test_a_row_that_confirmed_itself_is_held_while_others_go_on() -> None:
         return 30.0 * F.one_hot(words[:, None].expand(canvas.shape), V)
 
     start = torch.tensor([[1] * 4, [7] * 4])
-    drafts = run(denoise, start, lengths, steps=5, renew=lambda chosen, _: chosen)
+    drafts = run(denoise, start, lengths, steps=5, renew=lambda drawn, *_: closed(drawn, END))
     assert [d.finished.tolist() for d in drafts] == [[False, False], *[[True, False]] * 4]
     assert all((d.tokens[0] == 1).all() for d in drafts)
     assert all((d.log_probability[0] > -1e-6).all() for d in drafts)

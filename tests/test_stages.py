@@ -104,12 +104,13 @@ def test_no_recipe(tmp_path: Path) -> None:
         ({"clip": 0.0}, "clip"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"ctc_extra": -1}, "ctc_extra"),
+            ({"blur": -0.1}, "blur"),
         ({"diffusion": 0.0}, "loss weights"),
         ({"ar": -0.5}, "loss weights"),
         *(
             ({name: value}, f"{name} is a share")
             for name in (
-                "ar_share", "full_share", "draft_share", "draft_noise", "hint_drop", "rough", "mask",
+                "ar_share", "full_share", "draft_share", "draft_noise", "hint_drop", "dropout", "mask",
                 "conditioned_share", "unroll_share", "final_rate", "ema",
             )
             for value in (-0.1, 1.1, float("nan"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from diffasr.errors import OptionError
-from diffasr.transcript import Segment, Transcript
+from diffasr.transcript import Segment, Transcript, Word
 
 
 def make_segment(**changes: Any) -> Segment:
@@ -35,8 +35,25 @@ def make_transcript(**changes: Any) -> Transcript:
     return Transcript(**{**values, **changes})
 
 
-@pytest.mark.parametrize("record", [make_segment(), make_transcript()])
-def test_dictionary_has_exactly_the_fields_and_is_json(record: Segment | Transcript) -> None:
+def make_word(**changes: Any) -> Word:
+    return Word(**{"word": "grüß", "start": 0.08, "end": 0.48, "probability": 0.5, **changes})
+
+
+def test_words_stand_in_their_segment() -> None:
+    word = make_word(start=0.08049, probability=0.123456)
+    as_dict = make_segment(words=(word, make_word())).to_dict()
+    assert as_dict["words"] == [word.to_dict(), make_word().to_dict()]
+    assert (word.to_dict()["start"], word.to_dict()["probability"]) == (0.08, 0.1235)
+
+
+@pytest.mark.parametrize("changes", [{"start": -0.1}, {"end": 0.01}, {"end": float("inf")}, {"probability": 1.1}])
+def test_a_word_out_of_range_is_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match="must"):
+        make_word(**changes)
+
+
+@pytest.mark.parametrize("record", [make_segment(), make_transcript(), make_word()])
+def test_dictionary_has_exactly_the_fields_and_is_json(record: Segment | Transcript | Word) -> None:
     as_dict = record.to_dict()
     assert list(as_dict) == [field.name for field in dataclasses.fields(record)]
     assert json.loads(json.dumps(as_dict, allow_nan=False)) == as_dict
@@ -51,7 +68,7 @@ def test_times_are_rounded_to_milliseconds_in_json_only() -> None:
 
 def test_every_value_but_the_times_comes_through_unchanged() -> None:
     as_dict = make_transcript().to_dict()
-    assert as_dict["segments"][0] == {**dataclasses.asdict(make_segment()), "end": 1.235}
+    assert as_dict["segments"][0] == {**dataclasses.asdict(make_segment()), "end": 1.235, "words": []}
     assert as_dict == {**dataclasses.asdict(make_transcript()), "duration": 1.235, "segments": as_dict["segments"]}
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from diffasr.text import LANGUAGES, Tokenizer
-from diffasr.train.vocabulary import build, cut, grow, learn_merges, sources, words_together
+from diffasr.train.vocabulary import build, cut, grow, habits, learn_merges, sources, words_together
 
 TEXT = {
     "en": ["the cat sat on the mat", "they said that the weather is there", "that's the other thing"],
@@ -170,3 +170,15 @@ def test_build_grows_then_cuts(original: Spec, tmp_path: Path) -> None:
             assert [pieces(built, t) for t in lines] == [pieces(together, t) for t in lines]
     assert all(len(pieces(built, t)) < len(pieces(together, t)) for t in TEXT["hi"])
     assert built["post_processor"] is None
+
+
+def test_habits_are_the_shares_of_labels_in_each_language(tokenizer: Tokenizer) -> None:
+    texts: dict[str, list[str]] = {code: [] for code in LANGUAGES} | {"en": ["the the cat"], "de": ["a a a a"]}
+    table = habits(tokenizer, texts)
+    assert table.shape == (len(LANGUAGES), tokenizer.size)
+    assert table[:, tokenizer.blank].abs().max() == 0
+    the = tokenizer.encode("the")[0]
+    english = tokenizer.encode("the the cat")
+    assert table[0, the].exp().item() == pytest.approx((english.count(the) + 1) / (len(english) + tokenizer.size))
+    assert table[0, the] > table[1, the]
+    assert table[2].unique().numel() == 2, "no text: every label is as usual as any other"

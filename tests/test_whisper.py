@@ -12,7 +12,7 @@ from transformers.models.whisper.modeling_whisper import sinusoids as whisper_si
 from diffasr.model.checkpoint import Model, from_whisper
 from diffasr.model.layers import Attention
 from diffasr.model.network import Cache, Speech
-from diffasr.model.whisper import HANDICAP, PACE, WhisperNetwork, sinusoids
+from diffasr.model.whisper import HANDICAP, HEARD, PACE, WhisperNetwork, sinusoids
 from diffasr.text import LANGUAGES
 
 LENGTHS = [40, 13, 27]
@@ -221,6 +221,16 @@ def test_select_takes_rows_in_any_order_and_twice(network: WhisperNetwork, speec
     assert network.select(cache, rows[:0]).ctc.shape[0] == 0
 
 
+@pytest.mark.parametrize("steps", [[0, 1, 1, 1, 1, 1], [0, 3, 2], [5], [2, 1, 2]])
+def test_reading_token_by_token_is_reading_at_once(network: WhisperNetwork, speech: Speech, steps: list[int]) -> None:
+    cache, text = network.prefill(speech, None), tokens_of(3, 5)
+    whole, read, done = network.ar_logits(text, cache), network.ar_reader(cache), 0
+    for count in steps:
+        logits = read(text[:, done : done + count])
+        done += count
+        close(logits, whole[:, done])
+
+
 def test_a_known_language_is_taken_and_an_unknown_one_found(network: WhisperNetwork, speech: Speech) -> None:
     found = network.prefill(speech, None)
     assert found.language_logits.shape == (3, len(LANGUAGES))
@@ -235,6 +245,26 @@ def test_a_known_language_is_taken_and_an_unknown_one_found(network: WhisperNetw
         tokens_of(3, 12), found, lengths=lengths
     )
     assert (moved.abs().amax((1, 2)) > 1e-4).tolist() == [True, False, True], "the canvas sees its language"
+
+
+def test_what_ctc_hears_tells_of_the_language(network: WhisperNetwork, speech: Speech) -> None:
+    """``habits`` move the languages by what each label counts times how often it was heard."""
+    network = copy.deepcopy(network)
+    before = network.prefill(speech, None)
+    network.habits[3] = 1.0
+    after = network.prefill(speech, None)
+    moved = after.language_logits - before.language_logits
+    close(moved[:, 3], HEARD * network.slots(speech).float())
+    assert moved[:, [0, 1, 2, 4, 5]].abs().max() == 0
+    network.habits[3] = 100.0
+    assert network.prefill(speech, None).languages.tolist() == [3, 3, 3]
+
+
+def test_ctc_has_labels_of_its_own(network: WhisperNetwork, speech: Speech) -> None:
+    network, whole = copy.deepcopy(network), network.ctc_logits(speech)
+    network.alphabet = torch.tensor([5, 0, 9])
+    close(network.ctc_logits(speech), whole[:, :, [5, 0, 9]])
+    close(network.ctc_logits(speech, torch.tensor([2])), whole[:, :, [9]])
 
 
 def test_ctc_goes_through_the_tied_embedding(network: WhisperNetwork, speech: Speech) -> None:

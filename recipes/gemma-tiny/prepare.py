@@ -15,8 +15,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from diffasr.audio import SAMPLE_RATE_HZ, load_audio, log_mel
+from diffasr.evaluate.normalise import normalise
 from diffasr.model.encoder import WhisperEncoder
-from diffasr.text import LANGUAGES, PREFIX_TOKENS, normalise
+from diffasr.text import LANGUAGES, PREFIX_TOKENS
 
 ROOT = Path(__file__).parents[2]
 RECIPE: dict[str, dict[str, Any]] = tomllib.loads((Path(__file__).parent / "recipe.toml").read_text())

@@ -21,10 +21,11 @@ from diffasr.diffusion.corrupt import corrupt, draw_times
 from diffasr.diffusion.ctc import best_paths
 from diffasr.diffusion.loss import ar_loss, ctc_loss, diffusion_loss
 from diffasr.diffusion.sampler import SamplingOptions, sample
+from diffasr.evaluate.score import character_counts
 from diffasr.model.gemma import GemmaNetwork, Prompt, add_lora, build_backbone
 from diffasr.model.network import Cache, Speech
 from diffasr.model.projector import Projector
-from diffasr.text import Tokenizer, edit_distance
+from diffasr.text import Tokenizer
 
 
 class Reader(nn.Module):
@@ -173,7 +174,7 @@ def evaluate(network: GemmaNetwork, tokenizer: Tokenizer, *, decode: bool) -> di
 
 def error_rate(references: list[str], hypotheses: list[str]) -> float:
     """Characters: errors over reference length."""
-    errors = sum(edit_distance(r, h) for r, h in zip(references, hypotheses, strict=True))
+    errors = sum(character_counts(r, h).errors for r, h in zip(references, hypotheses, strict=True))
     return errors / sum(map(len, references))
 
 

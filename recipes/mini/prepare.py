@@ -23,26 +23,27 @@ MERGES = 1000
 MIN_COUNT = 5
 """How often the text must use a token for it to stay."""
 HINDI_LINES = 20_000
-QUIET = -1.4
-"""What the handicaps are set to by ``--quiet``: 20 nats."""
 
 
 def init(whisper: Path, shared: Path, out: Path) -> None:
     """Cut and grow the tokenizer, and write Whisper's weights under it as an untrained checkpoint."""
     lines = [row.text for row in read_manifest(shared / "speech" / "train.jsonl")]
     hindi: list[str] = []
+    texts: dict[str, list[str]] = {}
     for code in LANGUAGES:
         raw = (shared / "text" / f"{code}.txt").read_text(encoding="utf-8")
         clean = unicodedata.normalize("NFC", raw).replace("\u200c", "").replace("\u200d", "")
         text = [line for line in clean.split("\n") if line]
         lines += text
+        texts[code] = text
         if code == "hi":
             hindi = text[:HINDI_LINES]
     original = whisper / "tokenizer.json"
     spec = vocabulary.build(original, lines, hindi, merges=MERGES, min_count=MIN_COUNT)
     old = vocabulary.words_together(json.loads(original.read_text(encoding="utf-8")))
-    tokenizer = Tokenizer(Backend.from_str(json.dumps(spec)))
+    tokenizer = Tokenizer(Backend.from_str(json.dumps(spec)), letters=checkpoint.PROJECTOR.letters)
     model = checkpoint.from_whisper(whisper, tokenizer, vocabulary.sources(old, spec), name="mini")
+    model.network.habits.copy_(vocabulary.habits(tokenizer, texts))
     checkpoint.save(out, model)
     print(f"{out}: {tokenizer.size} tokens")
 
@@ -55,14 +56,13 @@ def features(manifest: Path, start: Path, out: Path, *, padded: bool) -> None:
     print(f"{out}: {len(store.utterances)} utterances, {hours:.2f} hours")
 
 
-def export(model: Path, out: Path, *, quiet: bool) -> None:
-    """Write the shipped form: int8. ``quiet``: without conditioning, and with later places all but hidden."""
+def export(model: Path, out: Path, *, bare: bool) -> None:
+    """Write the shipped form: int8. ``bare``: with the conditioning block at zero, as before training."""
     found = checkpoint.load(model)
-    if quiet:
-        decoder = found.network.decoder
-        for layer in (decoder.conditioning.own, decoder.conditioning.belief, decoder.conditioning.hint):
+    if bare:
+        conditioning = found.network.decoder.conditioning
+        for layer in (conditioning.own, conditioning.belief, conditioning.hint):
             layer.weight.zero_()
-        decoder.future.fill_(QUIET)
     checkpoint.save(out, found, precision="int8")
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     second.add_argument("--threads", type=int, default=2)
     third = commands.add_parser("export")
     third.add_argument("model", type=Path)
-    third.add_argument("--quiet", action="store_true", help="no conditioning, later places hidden: see docs/log.md")
+    third.add_argument("--bare", action="store_true", help="conditioning set to zero: see docs/log.md")
     for command in (first, second, third):
         command.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -91,7 +91,7 @@ def main() -> None:
             torch.set_num_threads(args.threads)
             features(args.manifest, args.init, args.out, padded=args.padded)
         case "export":
-            export(args.model, args.out, quiet=args.quiet)
+            export(args.model, args.out, bare=args.bare)
 
 
 if __name__ == "__main__":

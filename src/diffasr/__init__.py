@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         RecipeError,
     )
     from diffasr.transcribe import Transcriber, load
-    from diffasr.transcript import Segment, Transcript
+    from diffasr.transcript import Segment, Transcript, Word
 
 __version__ = "0.1.0"
 
@@ -30,6 +30,7 @@ __all__ = [
     "Segment",
     "Transcriber",
     "Transcript",
+    "Word",
     "__version__",
     "load",
 ]
@@ -39,6 +40,7 @@ _HOMES = {
     "Segment": "transcript",
     "Transcriber": "transcribe",
     "Transcript": "transcript",
+    "Word": "transcript",
     "load": "transcribe",
 }
 

@@ -3,18 +3,20 @@
 CTC says what it heard, how much canvas that needs and where each token was; then the denoiser writes the text.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from diffasr.diffusion import ctc
+from diffasr.diffusion import ctc, vote
+from diffasr.diffusion.align import align
 from diffasr.diffusion.corrupt import corrupt
-from diffasr.diffusion.sampler import Draft, SamplingOptions, fresh_rows, sample
+from diffasr.diffusion.sampler import Draft, SamplingOptions, closed, fresh_rows, sample
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache, Speech
-from diffasr.text import LANGUAGES
+from diffasr.text import LANGUAGES, Tokenizer
 
 Show = Callable[[Draft, list[int]], None]
 """Called with a draft and the rows of the batch that it holds."""
@@ -29,29 +31,64 @@ class Decoded:
     language_probability: float
     avg_logprob: float
     steps: int
+    words: tuple["HeardWord", ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeardWord:
+    """A word of the text, and the audio tokens that CTC puts it to."""
+
+    word: str
+    first: int
+    last: int
+    probability: float
+    """How sure CTC is of its letters: the geometric mean over its labels."""
+
+
+def place_words(model: Model, logits: Tensor, text: str, language: str) -> tuple[HeardWord, ...]:
+    """The words of ``text`` in the order of time, by alignment to (N, C) CTC logits.
+
+    A text with more letters than N slots can hold is spread over them evenly, with probability 0.
+    """
+    tokenizer, slots = model.tokenizer, len(logits)
+    labels = tokenizer.pieces(text)
+    spans = align(logits, labels, blank=tokenizer.blank)
+    out = []
+    for word, first, last in tokenizer.words(text, language):
+        if spans is None:
+            start, end, sure = first * slots // len(labels), max(0, (last + 1) * slots // len(labels) - 1), 0.0
+        else:
+            mine = spans[first : last + 1]
+            start, end = mine[0].first, mine[-1].last
+            sure = math.exp(sum(s.log_probability for s in mine) / len(mine))
+        out.append(HeardWord(word=word, first=start, last=max(start, end), probability=sure))
+    return tuple(out)
 
 
 def ctc_texts(model: Model, speech: Speech) -> list[str]:
     """CTC's best path of each row as text, without any denoising."""
+    tokenizer = model.tokenizer
     logits = model.network.ctc_logits(speech)
-    paths = ctc.best_paths(logits, model.network.slots(speech), blank=model.tokenizer.end)
-    return [model.tokenizer.decode(path.tokens) for path in paths]
+    paths = ctc.best_paths(logits, model.network.slots(speech), blank=tokenizer.blank)
+    return [tokenizer.decode(tokenizer.alphabet[label] for label in path.tokens) for path in paths]
 
 
 @torch.inference_mode()
 def ar_texts(model: Model, speech: Speech, languages: Tensor | None, *, most: int = 160) -> list[str]:
     """Each row written token by token with the causal mask on, greedily, at most ``most`` tokens: the comparison.
 
-    The text so far is read again at each token, so this costs more than a decoder made for it.
+    Keys and values of the text so far are kept.
     """
     device = speech.frames.device
     cache = model.network.prefill(speech, None if languages is None else languages.to(device))
     tokens = torch.empty(len(cache.slots), 0, dtype=torch.long, device=device)
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=device)
+    read, new = model.network.ar_reader(cache), tokens
     while tokens.shape[1] < most and not bool(ended.all()):
-        best = model.network.ar_logits(tokens, cache)[:, -1].argmax(-1)  # (B,)
+        best = read(new).argmax(-1)  # (B,)
         best = torch.where(ended, model.tokenizer.end, best)
-        tokens = torch.cat((tokens, best[:, None]), dim=1)
+        new = best[:, None]
+        tokens = torch.cat((tokens, new), dim=1)
         ended |= best == model.tokenizer.end
     return [model.tokenizer.decode(row) for row in tokens.tolist()]
 
@@ -70,7 +107,60 @@ def decode(
     does not end inside its canvas is written again on the next larger one. A row in which CTC hears nothing is empty.
     """
     cache = model.network.prefill(speech, None if languages is None else languages.to(speech.frames.device))
-    paths = ctc.best_paths(cache.ctc, cache.slots, blank=model.tokenizer.end)
+    votes, rows = options.votes, len(cache.slots)
+    if votes > 1:  # one prefill, several canvases
+        again = torch.arange(rows, device=cache.audio.device).repeat_interleave(votes)
+        cache = model.network.select(cache, again)
+        show = None if show is None else _first_of(votes, show)
+    written = _write(model, cache, options, show)
+    elected = [_elected(written[n : n + votes]) for n in range(0, rows * votes, votes)]
+    return [
+        replace(d, words=place_words(model, cache.ctc[n, : int(cache.slots[n])], d.text, d.language))
+        for n, d in zip(range(0, rows * votes, votes), elected, strict=True)
+    ]
+
+
+def _first_of(votes: int, show: Show) -> Show:
+    """Shows the first canvas of each window only."""
+
+    def shown(draft: Draft, rows: list[int]) -> None:
+        chosen = [place for place, row in enumerate(rows) if row % votes == 0]
+        parts = {name: value if name == "step" else value[chosen] for name, value in vars(draft).items()}
+        show(Draft(**parts), [rows[place] // votes for place in chosen])
+
+    return shown
+
+
+def _ballot_paths(model: Model, cache: Cache, votes: int, seed: int) -> list[ctc.Path]:
+    """What CTC heard in each row; every ``votes``-th row takes the best path, the others a sample of the posterior."""
+    tokenizer, paths = model.tokenizer, []
+    for row, slots in enumerate(cache.slots.tolist()):
+        logits = cache.ctc[row : row + 1, :slots]  # (1, N, C): no draw depends on a neighbour's length
+        if row % votes:
+            dice = torch.Generator().manual_seed(seed * 10_007 + row % votes)
+            logits = ctc.blurred(logits.float().cpu(), most=1.0, generator=dice)
+        paths += ctc.heard(logits, cache.slots[row : row + 1], blank=tokenizer.blank, joined=tokenizer.joined)
+    return paths
+
+
+def _elected(ballots: Sequence[Decoded]) -> Decoded:
+    """Several texts of one window merged; Mandarin by characters."""
+    first = ballots[0]
+    if len(ballots) == 1:
+        return first
+    space = "" if first.language == "zh" else " "
+    election = vote.elect([list(b.text) if space == "" else b.text.split() for b in ballots])
+    return replace(
+        first,
+        text=space.join(election.words),
+        avg_logprob=sum(b.avg_logprob for b in ballots) / len(ballots),
+        steps=max(b.steps for b in ballots),
+    )
+
+
+def _write(model: Model, cache: Cache, options: SamplingOptions, show: Show | None) -> list[Decoded]:
+    """One text for each row of ``cache``."""
+    paths = _ballot_paths(model, cache, options.votes, options.seed)
     lengths = torch.tensor([ctc.canvas_length(len(path.tokens)) for path in paths])
     done: list[Decoded | None] = [None] * len(paths)
     rows = torch.tensor([row for row, path in enumerate(paths) if path.tokens], dtype=torch.long)
@@ -82,7 +172,9 @@ def decode(
         chosen = rows.tolist()
         finished = [False] * len(chosen)
         wanted = model.network.select(cache, rows.to(cache.audio.device))
-        for draft in denoise_steps(model, wanted, [paths[r] for r in chosen], lengths[rows], options):
+        seeds = [options.seed + row % options.votes for row in chosen]
+        heard = [paths[row] for row in chosen]
+        for draft in denoise_steps(model, wanted, heard, lengths[rows], options, seeds=seeds):
             if show is not None:
                 show(draft, chosen)
             for row, is_finished in zip(chosen, finished, strict=True):
@@ -104,11 +196,17 @@ def decode(
 
 
 def denoise_steps(
-    model: Model, cache: Cache, paths: Sequence[ctc.Path], lengths: Tensor, options: SamplingOptions
+    model: Model,
+    cache: Cache,
+    paths: Sequence[ctc.Path],
+    lengths: Tensor,
+    options: SamplingOptions,
+    *,
+    seeds: Sequence[int],
 ) -> Iterator[Draft]:
-    """Start a canvas for each row of ``cache`` as ``options`` say, and yield the sampler's drafts."""
+    """Start a canvas for each row of ``cache`` as ``options`` and its seed say, and yield the sampler's drafts."""
     network, size, vocabulary = model.network, int(lengths.max()), model.tokenizer.size
-    dice = [torch.Generator().manual_seed(options.seed + 1) for _ in paths]  # a die a row, as in the sampler
+    dice = [torch.Generator().manual_seed(seed + 1) for seed in seeds]  # a die a row, as in the sampler
     if options.start == "noise":
         canvas = fresh_rows(lengths.tolist(), size, dice, vocabulary=vocabulary)
     else:
@@ -118,6 +216,7 @@ def denoise_steps(
             canvas[row, :used] = corrupt(canvas[row : row + 1, :used], share, vocabulary=vocabulary, generator=die)[0]
     end, device = model.tokenizer.end, cache.audio.device
     hints, used_places = ctc.hint_slots(paths, size).to(device), lengths.to(device)
+    openings = torch.tensor(model.tokenizer.openings if options.ctc_weight > 0 else (), device=device)
 
     def denoise(noisy: Tensor, previous: Tensor | None) -> Tensor:
         """The sampler stays on the CPU, with its dice; only the network's work is elsewhere."""
@@ -125,14 +224,22 @@ def denoise_steps(
         logits = network.denoise(noisy.to(device), cache, lengths=used_places, previous=belief, hints=hints)
         if options.ctc_weight > 0:
             rows = torch.arange(len(hints), device=device)[:, None]
-            heard = cache.ctc[rows, hints.clamp_min(0)].log_softmax(-1)  # (B, L, V)
+            heard = cache.ctc[rows, hints.clamp_min(0)].log_softmax(-1)[:, :, openings]  # (B, L, V)
             logits = logits.log_softmax(-1) + options.ctc_weight * heard * (hints >= 0)[:, :, None]
         return logits.cpu()
 
-    def renew(chosen: Tensor, accepted: Tensor) -> Tensor:
-        """Go on with what CTC heard behind the accepted text, and move the hints along."""
-        fresh, places = _go_on(model, paths, lengths, chosen, accepted, hints.cpu())
-        hints.copy_(places)
+    drafts = [_Rest(list(path.tokens), path.slots) for path in paths]
+
+    def renew(drawn: Tensor, probability: Tensor, accepted: Tensor) -> Tensor:
+        """Go on with what CTC heard behind the accepted text, as far as the model agrees, and move the hints along."""
+        fresh, moved = closed(drawn, end), hints.cpu()
+        for row, rest in enumerate(drafts):
+            count, size = int(accepted[row].sum()), int(lengths[row])
+            written = drawn[row, :count].tolist()
+            if count < size and end not in written:
+                rest.correct(drawn[row], probability[row] > options.confidence, count, end=end)
+                fresh[row], moved[row] = rest.behind(written, canvas.shape[1], model.tokenizer)
+        hints.copy_(moved)
         return fresh
 
     yield from sample(
@@ -141,25 +248,31 @@ def denoise_steps(
     )  # fmt: skip
 
 
-def _go_on(
-    model: Model, paths: Sequence[ctc.Path], lengths: Tensor, chosen: Tensor, accepted: Tensor, hints: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Canvases (B, L) and hints (B, L) that hold the accepted start of each row, then the rest of CTC's text."""
-    canvas, size, spell = chosen.clone(), chosen.shape[1], model.tokenizer.spell
-    for row, path in enumerate(paths):
-        count = int(accepted[row].sum())
-        written = chosen[row, :count].tolist()
-        if count == int(lengths[row]) or model.tokenizer.end in written:
-            continue
-        used = ctc.consumed(spell(written), [spell([token]) for token in path.tokens])
-        rest, slots = path.tokens[used:][: size - count], path.slots[used:][: size - count]
-        canvas[row, count:] = model.tokenizer.end
-        canvas[row, count : count + len(rest)] = torch.tensor(rest, dtype=canvas.dtype)
-        _, starts = ctc.fitted(ctc.Path(path.tokens[:used], path.slots[:used], 0.0), written, fill=written)
-        hints[row] = -1
-        hints[row, :count] = torch.tensor(starts)
-        hints[row, count : count + len(slots)] = torch.tensor(slots, dtype=hints.dtype)
-    return canvas, hints
+@dataclass
+class _Rest:
+    """CTC's text of one row while the denoiser works through it."""
+
+    tokens: list[int]
+    slots: list[int]
+    shift: int = 0
+    """From a place of the canvas to its token, behind what was accepted."""
+
+    def correct(self, drawn: Tensor, is_sure: Tensor, count: int, *, end: int) -> None:
+        """Take over what the model says of places from ``count`` on, where it is sure."""
+        for place in (is_sure & (drawn != end)).nonzero()[:, 0].tolist():
+            if count <= place and 0 <= place + self.shift < len(self.tokens):
+                self.tokens[place + self.shift] = int(drawn[place])
+
+    def behind(self, written: list[int], size: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+        """A canvas (L,) and hints (L,): ``written``, then the tokens that it has not used up."""
+        used = ctc.consumed(tokenizer.spell(written), [tokenizer.spell([token]) for token in self.tokens])
+        self.shift = used - len(written)
+        rest, slots = self.tokens[used:][: size - len(written)], self.slots[used:][: size - len(written)]
+        canvas, hints = torch.full((size,), tokenizer.end), torch.full((size,), -1)
+        canvas[: len(written) + len(rest)] = torch.tensor(written + rest)
+        _, starts = ctc.fitted(ctc.Path(self.tokens[:used], self.slots[:used], 0.0), written, fill=written)
+        hints[: len(written) + len(slots)] = torch.tensor(starts + slots)
+        return canvas, hints
 
 
 def _decoded(

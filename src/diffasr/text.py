@@ -1,12 +1,17 @@
-"""Words in, token ids out, and back: tokenizer, languages, and the one normaliser that scores are quoted with.
+"""Words in, token ids out, and back: the tokenizer and the languages.
 
 The tokenizer is a ``tokenizer.json`` (https://github.com/huggingface/tokenizers); ours is Whisper's byte-level BPE cut
 to six languages. Special tokens have Whisper's names.
 """
 
+import json
 import os
+import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -25,6 +30,8 @@ END = "<|endoftext|>"
 START = "<|startoftranscript|>"
 TASK = "<|transcribe|>"
 PLAIN = "<|notimestamps|>"
+SPACES = "\u0120\u2581"
+"""How vocabularies write a space: byte-level ones, and those of sentencepiece."""
 PREFIX_TOKENS = (END, START, TASK, PLAIN)
 
 
@@ -36,9 +43,14 @@ def check_language(language: str | None) -> str | None:
 
 
 class Tokenizer:
-    """Text to ids and back, with the ids that the networks need by name."""
+    """Text to ids and back, with the ids that the networks need by name.
 
-    def __init__(self, backend: Backend) -> None:
+    CTC has labels of its own: the tokens of at most ``letters`` letters (a wide character counts as two), the end
+    token for its blank. Few and short ones are learned from hours of speech where a whole vocabulary is not, and any
+    word can be spelled with them. ``letters`` 0: every token is a label.
+    """
+
+    def __init__(self, backend: Backend, *, letters: int = 0) -> None:
         self.backend = backend
         self.size = backend.get_vocab_size(with_added_tokens=True)
         self.end = self._id(END)
@@ -46,13 +58,76 @@ class Tokenizer:
         self.task = self._id(TASK)
         self.plain = self._id(PLAIN)
         self.languages = {code: self._id(f"<|{code}|>") for code in LANGUAGES}
+        self.alphabet = self._alphabet(letters)
+        self.blank = self.alphabet.index(self.end)
+        self._speller = self._short() if letters else backend
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+    def load(cls, path: str | os.PathLike[str], *, letters: int = 0) -> "Tokenizer":
         """Read a ``tokenizer.json``; raises ModelError where there is none or it lacks a token that we need."""
         if not Path(path).is_file():
             raise ModelError(f"no tokenizer at {path}: a model folder needs a tokenizer.json")
-        return cls(Backend.from_file(os.fspath(path)))
+        return cls(Backend.from_file(os.fspath(path)), letters=letters)
+
+    def _alphabet(self, letters: int) -> list[int]:
+        """The token behind each CTC label."""
+        if letters == 0:
+            return list(range(self.size))
+        special = self.backend.get_added_tokens_decoder()
+        texts = self.backend.decode_batch([[i] for i in range(self.size)])  # half a character becomes one \ufffd
+        widths = [sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text.strip()) for text in texts]
+        return [self.end, *(i for i, width in enumerate(widths) if width <= letters and i not in special)]
+
+    def _short(self) -> Backend:
+        """The same tokenizer, merging no further than the alphabet goes."""
+        spec = json.loads(self.backend.to_str())
+        kept = {self.backend.id_to_token(i) for i in self.alphabet}
+        pairs = [m.split(" ") if isinstance(m, str) else m for m in spec["model"]["merges"]]
+        spec["model"]["merges"] = [m for m in pairs if {m[0], m[1], m[0] + m[1]} <= kept]
+        return Backend.from_str(json.dumps(spec))
+
+    @cached_property
+    def _labels(self) -> dict[int, int]:
+        return {token: label for label, token in enumerate(self.alphabet)}
+
+    @cached_property
+    def openings(self) -> list[int]:
+        """The CTC label that each token begins with; the blank for special and empty ones."""
+        special = self.backend.get_added_tokens_decoder()
+        words = ["" if i in special else self.backend.id_to_token(i) or "" for i in range(self.size)]
+        return [self._labels[self._speller.model.tokenize(word)[0].id] if word else self.blank for word in words]
+
+    def pieces(self, text: str) -> list[int]:
+        """CTC labels of ``text`` (NFC, outer white space dropped)."""
+        clean = unicodedata.normalize("NFC", text).strip()
+        ids = self._speller.encode(clean, add_special_tokens=False).ids
+        return [self._labels[i] for i in ids if i in self._labels]
+
+    def words(self, text: str, language: str) -> list[tuple[str, int, int]]:
+        """The words of ``text`` (Mandarin: its characters, with their punctuation), each with the numbers of its first
+        and its last label in ``pieces``."""
+        clean = unicodedata.normalize("NFC", text).strip()
+        found = self._speller.encode(clean, add_special_tokens=False)
+        offsets = [span for i, span in zip(found.ids, found.offsets, strict=True) if i in self._labels]
+        pattern = r"(?:[A-Za-z0-9]+|[^\W_])[^\w\s]*|[^\w\s]+|_" if language == "zh" else r"\S+"
+        words = []
+        for match in re.finditer(pattern, clean):
+            mine = [n for n, (start, end) in enumerate(offsets) if start < match.end() and end > match.start()]
+            if mine:
+                words.append((match.group(), mine[0], mine[-1]))
+        return words
+
+    def joined(self, labels: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The text of CTC labels in whole tokens, and for each token the number of the label that it begins in."""
+        ids = [self.alphabet[label] for label in labels]
+        spelled = [self.backend.id_to_token(i) or "" for i in ids]
+        tokens = self.encode(self.decode(ids))
+        ends = list(accumulate(len(s) for s in spelled))
+        places = [0, *accumulate(len(self.backend.id_to_token(i) or "") for i in tokens)]
+        whole = "".join(spelled)
+        first = len(whole) - len(whole.lstrip(SPACES))  # outer spaces are no part of the text
+        scale = len(whole.strip(SPACES)) / places[-1] if places[-1] else 1.0  # 1, but where broken bytes were dropped
+        return tokens, [min(bisect_right(ends, first + place * scale), len(ends) - 1) for place in places[:-1]]
 
     def _id(self, token: str) -> int:
         found = self.backend.token_to_id(token)
@@ -76,46 +151,8 @@ class Tokenizer:
 
     def spell(self, ids: Iterable[int]) -> str:
         """``ids`` as the vocabulary writes them, without spaces: unlike text it adds up, half a character included."""
-        return "".join(self.backend.id_to_token(i) or "" for i in ids).replace("\u0120", "").replace("\u2581", "")
+        return "".join(self.backend.id_to_token(i) or "" for i in ids).translate(dict.fromkeys(map(ord, SPACES)))
 
     def prefix(self, language: str) -> list[int]:
         """The clean tokens that stand before a canvas: start, language, task, no timestamps."""
         return [self.start, self.languages[language], self.task, self.plain]
-
-
-def normalise(text: str, language: str) -> str:
-    """Lower case, no punctuation or symbols, single spaces; Mandarin simplified and without spaces.
-
-    Marks (Unicode category M) stay: in Hindi they are vowels. Apostrophes go, hyphens become spaces.
-    """
-    folded = unicodedata.normalize("NFKC", text.replace("´", "'")).lower()  # NFKC would make ´ a space and a mark
-    if language == "zh":
-        folded = _simplify(folded)
-    kept = []
-    for char in folded:
-        kind = unicodedata.category(char)[0]
-        if kind in "LMN":
-            kept.append(char)
-        elif char not in "'’`\u200c\u200d":
-            kept.append(" ")
-    words = "".join(kept).split()
-    return ("" if language == "zh" else " ").join(words)
-
-
-def _simplify(text: str) -> str:
-    try:
-        from zhconv import convert  # an extra: only scoring needs it
-    except ModuleNotFoundError as error:
-        raise OptionError("scoring Mandarin needs zhconv: pip install 'diffasr[evaluate]'") from error
-    return str(convert(text, "zh-cn"))
-
-
-def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
-    """Fewest substitutions, insertions and deletions that turn one sequence into the other (Levenshtein)."""
-    previous = list(range(len(hypothesis) + 1))
-    for i, expected in enumerate(reference, 1):
-        current = [i]
-        for j, got in enumerate(hypothesis, 1):
-            current.append(min(previous[j] + 1, current[j - 1] + 1, previous[j - 1] + (expected != got)))
-        previous = current
-    return previous[-1]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from diffasr.audio import SAMPLE_RATE_HZ, Samples, Source, load_audio, log_mel, split_at_silence
-from diffasr.decode import Decoded, Show, decode
+from diffasr.decode import Decoded, HeardWord, Show, decode
 from diffasr.diffusion.sampler import Draft, SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.model import checkpoint
@@ -17,7 +17,7 @@ from diffasr.model.checkpoint import Model
 from diffasr.model.encoder import stack
 from diffasr.model.network import Speech
 from diffasr.text import LANGUAGES, check_language
-from diffasr.transcript import Segment, Transcript
+from diffasr.transcript import Segment, Transcript, Word
 
 Watch = Callable[[int, int, str], None]
 """Called with the number of a window, that of a step, and the draft after it."""
@@ -127,6 +127,20 @@ class Transcriber:
             speech = Speech(frames=speech.frames[:, : int(real.max())], lengths=real)
         return speech
 
+    def _timed(self, words: Sequence[HeardWord], window: "_Window") -> tuple[Word, ...]:
+        """Audio tokens as seconds of the recording, none of them past the window's end."""
+        slot = 0.02 * 2**self.model.config.projector.strides  # encoder frames are 20 ms
+        start, end = window.start / SAMPLE_RATE_HZ, window.end / SAMPLE_RATE_HZ
+        return tuple(
+            Word(
+                word=w.word,
+                start=min(start + slot * w.first, end),
+                end=min(start + slot * (w.last + 1), end),
+                probability=w.probability,
+            )
+            for w in words
+        )
+
     def _shower(self, watch: Watch, numbers: Sequence[int]) -> Show:
         def show(draft: Draft, rows: list[int]) -> None:
             for place, row in enumerate(rows):
@@ -144,6 +158,7 @@ class Transcriber:
                 language=result.language,
                 avg_logprob=result.avg_logprob,
                 steps=result.steps,
+                words=self._timed(result.words, window),
             )
             for window, result in parts
             if result.text

@@ -12,6 +12,33 @@ from diffasr.errors import OptionError
 
 
 @dataclass(frozen=True, kw_only=True)
+class Word:
+    """A word and when it was said; in Mandarin a character."""
+
+    word: str
+    start: float
+    """Seconds from the start of the recording."""
+    end: float
+    probability: float
+    """How sure CTC was of its letters, in [0, 1]; not calibrated."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end < math.inf:
+            raise OptionError(f"a word must have 0 <= start <= end, got {self.start} to {self.end}")
+        if not 0 <= self.probability <= 1:
+            raise OptionError(f"probability must be in [0, 1], got {self.probability}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types, times rounded to milliseconds."""
+        return {
+            "word": self.word,
+            "start": round(self.start, 3),
+            "end": round(self.end, 3),
+            "probability": round(self.probability, 4),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Segment:
     """One window of the recording and what was said in it."""
 
@@ -25,6 +52,8 @@ class Segment:
     """Mean natural logarithm of the probability of the written tokens: 0 is certain."""
     steps: int
     """Denoising steps that were run for this window; fewer than asked for if it settled early."""
+    words: tuple[Word, ...] = ()
+    """In the order of time."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end < math.inf:
@@ -43,6 +72,7 @@ class Segment:
             "language": self.language,
             "avg_logprob": self.avg_logprob,
             "steps": self.steps,
+            "words": [word.to_dict() for word in self.words],
         }
 
 

@@ -3,7 +3,7 @@
 Source: Graves et al., ICML 2006, section 3.1 (best-path decoding).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -26,7 +26,7 @@ class Path:
 
 
 def best_paths(logits: Tensor, slots: Tensor, *, blank: int) -> list[Path]:
-    """Greedy labels of (B, N, V) logits, ``slots`` (B,) of them real; repeats merged, blanks dropped."""
+    """Greedy labels of (B, N, C) logits, ``slots`` (B,) of them real; repeats merged, blanks dropped."""
     scores, labels = logits.max(dim=2)  # (B, N)
     scores = (scores - logits.logsumexp(dim=2)).float()
     previous = torch.cat((torch.full_like(labels[:, :1], blank), labels[:, :-1]), dim=1)
@@ -37,6 +37,21 @@ def best_paths(logits: Tensor, slots: Tensor, *, blank: int) -> list[Path]:
         places = heard[row].nonzero()[:, 0]
         total = float(scores[row, : int(slots[row])].sum())
         paths.append(Path(labels[row, places].tolist(), places.tolist(), total))
+    return paths
+
+
+def heard(
+    logits: Tensor,
+    slots: Tensor,
+    *,
+    blank: int,
+    joined: Callable[[Sequence[int]], tuple[list[int], list[int]]],
+) -> list[Path]:
+    """Best paths in the tokens of the canvas. ``joined``: labels to tokens, and the label that each begins in."""
+    paths = []
+    for path in best_paths(logits, slots, blank=blank):
+        tokens, begins = joined(path.tokens)
+        paths.append(Path(tokens, [path.slots[b] for b in begins], path.log_probability))
     return paths
 
 
@@ -94,30 +109,12 @@ def consumed(written: str, heard: Sequence[str]) -> int:
     return best
 
 
-def roughen(paths: Sequence[Path], *, most: float, vocabulary: int, generator: torch.Generator) -> list[Path]:
-    """Paths with errors of the kind that unseen speech brings: tokens lost, doubled, or heard as another.
+def blurred(logits: Tensor, *, most: float, generator: torch.Generator) -> Tensor:
+    """CTC logits (B, N, C) with Gumbel noise, each row's amount uniform up to ``most``: 1 samples the posterior.
 
-    Each row has its own error rate, uniform up to ``most``; the three kinds are equally likely. On its own training
-    data CTC is better than it will ever be again, and a denoiser that trusts it there fails later.
+    On its own training data CTC is better than it will ever be again, and a denoiser that trusts it there fails later:
+    so its confusions are brought out.
     """
-    rates = torch.rand(len(paths), generator=generator) * most
-    out = []
-    for path, rate in zip(paths, rates.tolist(), strict=True):
-        fate = torch.rand(len(path.tokens), generator=generator) / max(rate, 1e-9)
-        other = torch.randint(vocabulary, (len(path.tokens),), generator=generator).tolist()
-        tokens: list[int] = []
-        slots: list[int] = []
-        for place, (token, slot) in enumerate(zip(path.tokens, path.slots, strict=True)):
-            match int(3 * fate[place]) if fate[place] < 1 else 3:
-                case 0:
-                    heard = []
-                case 1:
-                    heard = [token, other[place]]
-                case 2:
-                    heard = [other[place]]
-                case _:
-                    heard = [token]
-            tokens += heard
-            slots += [slot] * len(heard)
-        out.append(Path(tokens, slots, path.log_probability))
-    return out
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device).clamp(1e-9, 1 - 1e-7)
+    amount = most * torch.rand(len(logits), generator=generator, device=logits.device)
+    return logits - amount[:, None, None] * (-uniform.log()).log()

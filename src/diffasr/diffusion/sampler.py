@@ -17,8 +17,9 @@ from diffasr.errors import OptionError
 
 Denoise = Callable[[Tensor, Tensor | None], Tensor]
 """Canvas (B, L) and the step before's logits (B, L, V) or None, to logits (B, L, V)."""
-Renew = Callable[[Tensor, Tensor], Tensor]
-"""Tokens (B, L) and which of them were accepted (B, L), to the tokens that take the place of the others (B, L)."""
+Renew = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Tokens drawn (B, L), the probability of each (B, L) and which of them were accepted (B, L), to the tokens that take
+the place of the others (B, L)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,9 @@ class SamplingOptions:
     accept: Literal["prefix", "entropy", "all"] = "prefix"
     """``prefix``: up to the first place that the model changed, that one included; what follows is renewed.
     ``entropy``: the surest places, within the bound. ``all``: every place, as in plain refinement."""
+    confidence: float = 1.0
+    """With ``prefix`` from CTC's text: what the model changes further on is taken into the canvas, not accepted, where
+    it is likelier than this. 1: nothing is."""
     stop_entropy: float = 0.005
     """A row is done when its text did not change in a step and its mean entropy is under this, in nats; with
     ``prefix``, when the model changed nothing."""
@@ -47,19 +51,24 @@ class SamplingOptions:
     """How much CTC's logits count beside the denoiser's, at the places that CTC put there."""
     self_conditioning: bool = False
     """Show each step what the step before believed."""
+    votes: int = 1
+    """Canvases of each window, merged word by word. All but the first start from other noise, or from a sample of what
+    CTC may have heard."""
     seed: int = 0
     """Of the random numbers. Same seed, same transcript."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise OptionError(f"steps must be at least 1, got {self.steps}")
+        if self.votes < 1:
+            raise OptionError(f"votes must be at least 1, got {self.votes}")
         if self.start not in ("ctc", "noise"):
             raise OptionError(f"start must be ctc or noise, got {self.start!r}")
         if self.accept not in ("prefix", "entropy", "all"):
             raise OptionError(f"accept must be prefix, entropy or all, got {self.accept!r}")
         if not 0 <= self.seed_noise <= 1:
             raise OptionError(f"seed_noise is a share from 0 to 1, got {self.seed_noise}")
-        for name in ("temperature", "final_temperature", "entropy_bound", "ctc_weight", "stop_entropy"):
+        for name in ("temperature", "final_temperature", "entropy_bound", "confidence", "ctc_weight", "stop_entropy"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
 
@@ -109,7 +118,8 @@ def sample(
     best: Draft | None = None
     for step in range(1, options.steps + 1):
         logits = denoise(canvas, previous if options.self_conditioning else None).float()
-        chosen = closed(_draw(logits, options.temperature_at(step - 1), sizes, dice), end)
+        drawn = _draw(logits, options.temperature_at(step - 1), sizes, dice)
+        chosen = closed(drawn, end)
         log_probs = logits.log_softmax(-1)
         entropy = -(log_probs.exp() * log_probs).sum(-1)  # (B, L)
         match options.accept:
@@ -122,7 +132,7 @@ def sample(
         if renew is None:
             fresh = fresh_rows(sizes, canvas.shape[1], dice, vocabulary=logits.shape[2])
         else:
-            fresh = renew(chosen, accepted)
+            fresh = renew(drawn, log_probs.gather(2, drawn[..., None])[..., 0].exp(), accepted)
         canvas = torch.where(accepted, chosen, fresh)
         likely = closed(logits.argmax(-1), end)
         tokens = torch.where(accepted, likely, canvas) if options.accept == "prefix" else likely

@@ -1,102 +1,385 @@
-"""A manifest and a model in, a table of error rates out, from the audio files on: the path that users take."""
+"""Recordings, one model and any number of baselines in; a row for each recording and each way to decode it out.
 
-import argparse
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+Every way to decode one checkpoint hears the same encoder output, timed once. Rows go to disk at once
+(``evaluate.folder``), and are scored by ``evaluate.report``.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from diffasr.audio import Samples, Source, load_audio
-from diffasr.decode import ar_texts, ctc_texts
-from diffasr.diffusion.sampler import SamplingOptions
-from diffasr.evaluate.score import error_rates
+from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, load_audio, split_at_silence
+from diffasr.decode import ar_texts, ctc_texts, decode
+from diffasr.diffusion.sampler import Draft, SamplingOptions
+from diffasr.errors import OptionError
+from diffasr.evaluate.baseline import load_baseline
+from diffasr.evaluate.clock import Clock, Times
+from diffasr.evaluate.folder import Folder, Row, machine_facts, peak_memory_mib, reset_peak_memory
+from diffasr.evaluate.normalise import NORMALISERS
+from diffasr.evaluate.sets import Clip, EvaluationSet, read_set
+from diffasr.model import checkpoint
+from diffasr.model.network import Speech
 from diffasr.text import LANGUAGES
-from diffasr.train.data import Utterance, read_manifest
 from diffasr.transcribe import Transcriber, load
+
+DECODERS = ("ctc", "ar", "diffusion", "seeded", "vote")
+Decoder = Literal["ctc", "ar", "diffusion", "seeded", "vote", "whisper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What one system made of one recording."""
+
+    text: str
+    found: str | None = None
+    """The language that it found."""
+    avg_logprob: float | None = None
+    words: tuple[tuple[str, float], ...] = ()
+    """With their probabilities."""
+    drafts: tuple[str, ...] = ()
+    """The text after each step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What is decoded, how, and how it is scored."""
+
+    decoders: Sequence[str] = ("ctc", "ar", "diffusion", "seeded")
+    """``diffusion``: from noise; ``seeded``: from CTC's text; ``vote``: several canvases from what CTC
+    may have heard, merged."""
+    steps: Sequence[int] = (8,)
+    seeds: int = 1
+    """Runs of each decoder that draws random numbers, with seeds from 0 up."""
+    votes: int = 3
+    """Canvases of the decoder ``vote``."""
+    baselines: Sequence[str] = ()
+    """See ``baseline.load_baseline``."""
+    beams: Sequence[int] = (1,)
+    """Beams of the baselines."""
+    normaliser: str = "basic"
+    batch: int = 1
+    """Recordings that are decoded together; baselines take one at a time."""
+    threads: int | None = None
+    """CPU threads. None: as many as torch takes by itself."""
+    device: str = "cpu"
+    find_language: bool = False
+    """Do not tell the systems what language they hear."""
+    limit: int | None = None
+    """Recordings of each language of each set, from its start."""
+
+    def __post_init__(self) -> None:
+        unknown = [d for d in self.decoders if d not in DECODERS]
+        if unknown:
+            raise OptionError(f"decoders can be {', '.join(DECODERS)}, got {unknown[0]!r}")
+        if not self.decoders and not self.baselines:
+            raise OptionError("there is nothing to decode with: name decoders or a baseline")
+        for name in ("steps", "beams"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise OptionError(f"{name} must be numbers from 1 up, got {getattr(self, name)!r}")
+        for name in ("seeds", "batch", "threads", "limit"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.votes < 2:
+            raise OptionError(f"votes must be at least 2, got {self.votes}")
+        if self.normaliser not in NORMALISERS:
+            raise OptionError(f"normaliser can be {', '.join(NORMALISERS)}, got {self.normaliser!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """One way to decode one checkpoint: a name for the table, and what the diffusion ones are drawn with."""
+    """One way to write down a recording."""
 
     name: str
-    kind: Literal["ctc", "ar", "diffusion"]
-    options: SamplingOptions = field(default_factory=SamplingOptions)
+    decoder: Decoder
+    seed: int | None = None
+    options: SamplingOptions | None = None
+    """Of the diffusion decoders."""
+    baseline: str = ""
+    beam: int = 1
+
+    def definition(self) -> dict[str, Any]:
+        """All that its rows depend on, the seed left out."""
+        options = dataclasses.asdict(self.options) if self.options else {}
+        options.pop("seed", None)
+        return {"decoder": self.decoder, "options": options, "baseline": self.baseline, "beam": self.beam}
 
 
-def systems(decoders: Sequence[str], steps: Sequence[int], starts: Sequence[str]) -> list[System]:
-    """CTC and autoregressive first, then diffusion from each start at each number of steps."""
-    base = SamplingOptions()
-    found = [System(name="ctc", kind="ctc")] if "ctc" in decoders else []
-    if "ar" in decoders:
-        found.append(System(name="autoregressive", kind="ar"))
-    for start in starts if "diffusion" in decoders else ():
-        for count in steps:
-            options = replace(base, steps=count, start=start)  # type: ignore[arg-type]
-            found.append(System(name=f"diffusion, from {start}, {count} steps", kind="diffusion", options=options))
+def systems(options: EvaluationOptions) -> list[System]:
+    """CTC and autoregressive first, then each diffusion decoder at each number of steps and seed, then baselines.
+
+    A decoder that draws no random numbers has one seed: more would write the same again.
+    """
+    found = [System(name=name, decoder=name) for name in ("ctc", "ar") if name in options.decoders]
+    for decoder in ("diffusion", "seeded", "vote"):
+        for steps in sorted(set(options.steps)) if decoder in options.decoders else ():
+            drawn = _sampling(decoder, steps, options.votes)
+            dull = drawn.start == "ctc" and drawn.accept != "entropy" and drawn.votes == 1
+            dull = dull and drawn.seed_noise == drawn.temperature == drawn.final_temperature == 0
+            for seed in range(1 if dull else options.seeds):
+                found.append(
+                    System(
+                        name=f"{decoder}-{steps}",
+                        decoder=decoder,
+                        seed=seed,
+                        options=replace(drawn, seed=seed),
+                    )
+                )
+    for spec in options.baselines:
+        for beam in options.beams:
+            name = f"{_short(spec)} beam {beam}"
+            if any(s.name == name for s in found):
+                raise OptionError(f"two baselines would both be called {name!r}: rename one of the folders")
+            found.append(System(name=name, decoder="whisper", baseline=spec, beam=beam))
     return found
 
 
-def hypotheses(
-    asr: Transcriber, utterances: Sequence[Utterance], system: System, *, find_language: bool, rows: int = 16
-) -> list[dict[str, Any]]:
-    """What ``system`` makes of each recording: reference, hypothesis, language, and the language found."""
-    out: list[dict[str, Any]] = []
-    ordered = sorted(utterances, key=lambda u: (u.language, u.duration))
+def _sampling(decoder: str, steps: int, votes: int) -> SamplingOptions:
+    """From noise there is no prefix to confirm, so there the surest places are accepted."""
+    match decoder:
+        case "diffusion":
+            return SamplingOptions(steps=steps, start="noise", accept="entropy")
+        case "vote":
+            return SamplingOptions(steps=steps, start="ctc", votes=votes)
+    return SamplingOptions(steps=steps, start="ctc")
+
+
+def _short(spec: str) -> str:
+    """A baseline's name for tables: the last two parts of its path."""
+    kind, _, place = spec.partition(":")
+    return f"{kind}:{'/'.join(Path(place).parts[-2:])}"
+
+
+def evaluate(model: str | os.PathLike[str], specs: Sequence[str], options: EvaluationOptions, out: Path) -> None:
+    """Decode every recording of the sets ``specs`` with every system, and write rows and facts to ``out``.
+
+    Goes on where an earlier call with the same arguments stopped. Raises OptionError, ManifestError, AudioError,
+    ModelError, DownloadError.
+    """
+    chosen = systems(options)
+    sets = [read_set(spec, limit=options.limit) for spec in specs]
+    _check_names(sets)
+    asr = load(model, device=options.device)
+    before = torch.get_num_threads()
+    threads = options.threads or before
+    identity = {
+        "model": {"name": asr.model.config.name, "fingerprint": fingerprint(model)},
+        "sets": [_describe(data) for data in sets],
+        "find_language": options.find_language,
+        "batch": options.batch,
+        "threads": threads,
+        "device": options.device,
+    }
+    definitions = {s.name: s.definition() for s in chosen}
+    folder = Folder(out, identity, definitions, machine_facts(options.device, threads))
+    torch.set_num_threads(threads)
+    try:
+        _run_model(asr, sets, [s for s in chosen if not s.baseline], options, folder)
+        for system in chosen:
+            if system.baseline:
+                _run_baseline(system, sets, threads, options.find_language, folder)
+    finally:
+        torch.set_num_threads(before)
+        folder.close()
+
+
+def fingerprint(model: str | os.PathLike[str]) -> str:
+    """SHA-256 over the files of a checkpoint."""
+    folder, digest = checkpoint.find(model), hashlib.sha256()
+    for name in checkpoint.FILES:
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _describe(data: EvaluationSet) -> dict[str, Any]:
+    said = "\n".join(f"{c.id}\t{c.language}\t{c.text}" for c in data.clips)
+    return {"name": data.name, "clips": len(data.clips), "digest": hashlib.sha256(said.encode()).hexdigest()}
+
+
+def _check_names(sets: Sequence[EvaluationSet]) -> None:
+    names = [data.name for data in sets]
+    if len(set(names)) < len(names):
+        raise OptionError(f"two sets have one name in {', '.join(names)}: rows could not be told apart; rename one")
+
+
+def batches(clips: Sequence[Clip], size: int) -> Iterator[list[Clip]]:
+    """Groups of recordings of one language and of like length; the same each time."""
+    ordered = sorted(clips, key=lambda c: (list(LANGUAGES).index(c.language), c.duration, c.id))
     for code in LANGUAGES:
-        mine = [u for u in ordered if u.language == code]
-        for first in range(0, len(mine), rows):
-            group = mine[first : first + rows]
-            texts, found = _write(asr, [load_audio(u.audio) for u in group], system, None if find_language else code)
-            for utterance, text, said in zip(group, texts, found, strict=True):
-                out.append(
-                    {
-                        "system": system.name,
-                        "audio": utterance.audio,
-                        "language": code,
-                        "found": said,
-                        "reference": utterance.text,
-                        "hypothesis": text,
-                    }
-                )
-    return out
+        mine = [c for c in ordered if c.language == code]
+        for first in range(0, len(mine), size):
+            yield mine[first : first + size]
+
+
+def _run_model(
+    asr: Transcriber,
+    sets: Sequence[EvaluationSet],
+    chosen: Sequence[System],
+    options: EvaluationOptions,
+    folder: Folder,
+) -> None:
+    """All systems of the checkpoint, recording by recording: each is loaded and heard once."""
+    reset_peak_memory()
+    clock = Clock(asr.model.network)
+    timed = Transcriber(replace(asr.model, network=clock.as_network()), batch_seconds=asr.batch_seconds)
+    warm: set[str] = set()
+    for data in sets:
+        for group in batches(data.clips, options.batch):
+            left = [(s, [c for c in group if (s.name, s.seed, data.name, c.id) not in folder.done]) for s in chosen]
+            todo = [(system, clips) for system, clips in left if clips]
+            sounds = {c.id: load_audio(c.audio) for c in group} if todo else {}
+            heard: dict[tuple[str, ...], tuple[Speech | None, Times]] = {}
+            for system, clips in todo:
+                listened = [sounds[c.id] for c in clips]
+                language = None if options.find_language else clips[0].language
+                ids = tuple(c.id for c in clips)
+                if not warm:
+                    _listen(timed, clock, listened)
+                if ids not in heard:
+                    heard[ids] = _listen(timed, clock, listened)
+                speech, listening = heard[ids]
+                if system.name not in warm:  # the first call pays for what later ones find ready
+                    _write(timed, clock, system, speech or listened, language)
+                    clock.take()
+                    warm.add(system.name)
+                written = _write(timed, clock, system, speech or listened, language)
+                times = clock.take()
+                whole = Times(seconds=listening.seconds | times.seconds, calls=listening.calls | times.calls)
+                if not options.find_language:
+                    written = [replace(w, found=None) for w in written]
+                folder.append(rows_of(system, data.name, clips, written, whole, sounds))
+    if warm:
+        folder.note(peak_mib={"diffasr": peak_memory_mib()})
+
+
+def _listen(timed: Transcriber, clock: Clock, sounds: Sequence[Samples]) -> tuple[Speech | None, Times]:
+    """What the encoder hears of recordings that fit its window, and the cost; None when one does not."""
+    if max(map(len, sounds)) > WINDOW_SECONDS * SAMPLE_RATE_HZ:
+        return None, Times(seconds={}, calls={})
+    with clock.rest("features"):
+        speech = timed.hear(sounds)
+    return speech, clock.take()
 
 
 def _write(
-    asr: Transcriber, sounds: Sequence[Samples], system: System, language: str | None
-) -> tuple[list[str], list[str]]:
-    """Texts and languages of some recordings by one system. CTC writes without naming a language."""
-    match system.kind:
-        case "ctc":
-            return ctc_texts(asr.model, asr.hear(sounds)), [language or ""] * len(sounds)
-        case "ar":
-            known = None if language is None else torch.full((len(sounds),), list(LANGUAGES).index(language))
-            return ar_texts(asr.model, asr.hear(sounds), known), [language or ""] * len(sounds)
-        case "diffusion":
-            results = asr.transcribe(list[Source](sounds), language=language, options=system.options)
-            return [r.text for r in results], [r.language for r in results]
+    timed: Transcriber, clock: Clock, system: System, heard: Speech | Sequence[Samples], language: str | None
+) -> list[Written]:
+    """Texts of some recordings by one system, from the encoder's output or, where they are long, from the sound."""
+    with torch.inference_mode(), clock.rest("text"):
+        if isinstance(heard, Speech):
+            return _write_window(timed, clock, system, heard, language)
+        return [_write_long(timed, clock, system, sound, language) for sound in heard]
 
 
-def score_manifest(args: argparse.Namespace) -> str:
-    """Run ``diffasr score``: a Markdown table of CER in percent, a row a system."""
-    asr = load(args.model)
-    utterances = read_manifest(args.manifest)
-    rows: list[dict[str, Any]] = []
-    lines: list[str] = []
-    for system in systems(args.decoders, args.steps, args.start):
-        made = hypotheses(asr, utterances, system, find_language=args.find_language)
-        rows += made
-        rates = error_rates((r["reference"], r["hypothesis"], r["language"]) for r in made)
-        if not lines:
-            lines = [f"| decoder | {' | '.join(rates)} | mean |", "|---" * (len(rates) + 2) + "|"]
-        cells = [f"{100 * rate:.1f}" for rate in (*rates.values(), sum(rates.values()) / len(rates))]
-        lines.append(f"| {system.name} | {' | '.join(cells)} |")
-        if args.find_language and system.kind == "diffusion":
-            right = sum(r["found"] == r["language"] for r in made)
-            lines.append(f"| language named rightly: {right} of {len(made)} |")
-    if args.out is not None:
-        Path(args.out).write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-    return "\n".join(lines)
+def _write_window(
+    timed: Transcriber, clock: Clock, system: System, speech: Speech, language: str | None
+) -> list[Written]:
+    rows = len(speech.lengths)
+    known: Tensor | None = None if language is None else torch.full((rows,), list(LANGUAGES).index(language))
+    if system.decoder == "ctc":
+        return [Written(text=text) for text in ctc_texts(timed.model, speech)]
+    if system.options is None:
+        texts = ar_texts(timed.model, speech, known)
+        return [Written(text=t, found=list(LANGUAGES)[n]) for t, n in zip(texts, clock.languages, strict=True)]
+    drafts: list[list[str]] = [[] for _ in range(rows)]
+
+    def show(draft: Draft, shown: list[int]) -> None:
+        for place, row in enumerate(shown):
+            drafts[row].append(timed.model.tokenizer.decode(draft.tokens[place].tolist()))
+
+    return [
+        Written(
+            text=d.text, found=d.language, avg_logprob=d.avg_logprob,
+            words=tuple((w.word, w.probability) for w in d.words), drafts=tuple(texts),
+        )
+        for d, texts in zip(decode(timed.model, speech, known, system.options, show), drafts, strict=True)
+    ]  # fmt: skip
+
+
+def _write_long(timed: Transcriber, clock: Clock, system: System, sound: Samples, language: str | None) -> Written:
+    """A recording of any length, in windows. The language is that of the first window where each finds its own."""
+    if system.options is not None:
+        result = timed.transcribe(sound, language=language, options=system.options)
+        words = tuple((w.word, w.probability) for s in result.segments for w in s.words)
+        return Written(text=result.text, found=result.language, words=words)
+    parts: list[Written] = []
+    for start, end in split_at_silence(sound):
+        parts += _write_window(timed, clock, system, timed.hear([sound[start:end]]), language)
+    spaced = "" if (language or parts[0].found) == "zh" else " "
+    return Written(text=spaced.join(p.text for p in parts if p.text), found=parts[0].found)
+
+
+def _run_baseline(
+    system: System, sets: Sequence[EvaluationSet], threads: int, find_language: bool, folder: Folder
+) -> None:
+    """One baseline at one beam over everything that it has not written yet; not loaded where that is nothing."""
+    todo = [(d.name, c) for d in sets for c in d.clips if (system.name, None, d.name, c.id) not in folder.done]
+    if not todo:
+        return
+    reset_peak_memory()
+    baseline = load_baseline(system.baseline, beam=system.beam, threads=threads)
+    is_warm = False
+    for name, clip in todo:
+        sound = load_audio(clip.audio)
+        language = None if find_language else clip.language
+        if not is_warm:
+            baseline.transcribe(sound, language)
+            is_warm = True
+        start = perf_counter()
+        text, found = baseline.transcribe(sound, language)
+        times = Times(seconds={"transcribe": perf_counter() - start}, calls={"transcribe": 1})
+        folder.append(
+            rows_of(
+                system, name, [clip], [Written(text=text, found=found if find_language else None)],
+                times, {clip.id: sound},
+            )
+        )  # fmt: skip
+    peaks = folder.facts["sessions"][-1].get("peak_mib", {})
+    folder.note(peak_mib=peaks | {system.name: peak_memory_mib()})
+    versions = folder.facts["sessions"][-1]["versions"]
+    folder.note(versions=versions | dict(baseline.versions))
+
+
+def rows_of(
+    system: System,
+    name: str,
+    clips: Sequence[Clip],
+    written: Sequence[Written],
+    times: Times,
+    sounds: dict[str, Samples],
+) -> list[Row]:
+    """Raw rows of recordings that were decoded together; each carries its equal share of seconds and calls."""
+    share = 1 / len(clips)
+    return [
+        {
+            "system": system.name,
+            "decoder": system.decoder,
+            "steps": system.options.steps if system.options else None,
+            "start": system.options.start if system.options else None,
+            "seed": system.seed,
+            "set": name,
+            "id": clip.id,
+            "audio": str(clip.audio) if isinstance(clip.audio, str) else "",
+            "duration": round(len(sounds[clip.id]) / SAMPLE_RATE_HZ, 3),
+            "language": clip.language,
+            "speaker": clip.speaker,
+            "found": wrote.found,
+            "reference": clip.text,
+            "hypothesis": wrote.text,
+            "avg_logprob": wrote.avg_logprob,
+            "words": [[word, round(probability, 4)] for word, probability in wrote.words],
+            "drafts": list(wrote.drafts),
+            "seconds": {stage: round(seconds * share, 6) for stage, seconds in times.seconds.items()},
+            "calls": {stage: count * share for stage, count in times.calls.items()},
+            "batch": len(clips),
+        }
+        for clip, wrote in zip(clips, written, strict=True)
+    ]

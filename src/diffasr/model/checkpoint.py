@@ -26,6 +26,8 @@ from diffasr.text import LANGUAGES, Tokenizer
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 WHISPER_FILES = ("config.json", "model.safetensors")
 EMBEDDED = ("mini",)
+PROJECTOR = ProjectorConfig(hidden=768, strides=2, layers=2, letters=2)
+"""What a Whisper is given to become ours: 12.5 audio tokens a second, and CTC labels of two letters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +48,15 @@ def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
         mels=ears.mels, width=ears.width, heads=ears.heads, layers=ears.layers, hidden=ears.hidden,
         positions=ears.positions,
     )  # fmt: skip
-    projector = Projector(speech_width=ears.width, hidden=bridge.hidden, width=text.width, strides=bridge.strides)
+    projector = Projector(
+        speech_width=ears.width, hidden=bridge.hidden, width=text.width, strides=bridge.strides, layers=bridge.layers
+    )
     decoder = WhisperDecoder(
         vocabulary=text.vocabulary, width=text.width, heads=text.heads, layers=text.layers, hidden=text.hidden,
         positions=text.positions,
     )  # fmt: skip
     prefixes = torch.tensor([tokenizer.prefix(code) for code in LANGUAGES])
-    return WhisperNetwork(encoder, projector, decoder, prefixes, end=tokenizer.end)
+    return WhisperNetwork(encoder, projector, decoder, prefixes, torch.tensor(tokenizer.alphabet))
 
 
 def find(name: str | os.PathLike[str], *, revision: str | None = None, files: tuple[str, ...] = FILES) -> Path:
@@ -104,10 +108,11 @@ def load(name: str | os.PathLike[str], *, device: str = "cpu", revision: str | N
         raise OptionError(f"device {device!r} can't be used here: {str(error).splitlines()[0]}; try cpu") from error
     folder = find(name, revision=revision)
     config = ModelConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = Tokenizer.load(folder / "tokenizer.json", letters=config.projector.letters)
     with torch.device("meta"):
         network = build(config, tokenizer)
     network.prefixes = torch.tensor([tokenizer.prefix(code) for code in LANGUAGES])
+    network.alphabet = torch.tensor(tokenizer.alphabet)
     weights = _read_weights(folder / "model.safetensors")
     fit(network, weights, source=str(folder))
     network.to(device=target, dtype=torch.float32 if target.type == "cpu" else torch.bfloat16)
@@ -134,13 +139,13 @@ def save(
 ) -> None:
     """Write a checkpoint folder; what was there before under the same names is replaced, each file whole.
 
-    int8: the matrices of both stacks; everything else is float16 then.
+    int8: the matrices of all layers and the token embedding; everything else is float16 then.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     weights: dict[str, Tensor] = {}
     for name, value in model.network.state_dict().items():
-        if precision == "int8" and value.ndim == 2 and ".layers." in name:  # embedding and convolutions suffer more
+        if precision == "int8" and value.ndim == 2 and (".layers." in name or name == "decoder.embed_tokens.weight"):
             weights[name], weights[f"{name}.scale"] = quantise(value)
         else:
             weights[name] = value.to(torch.float32 if precision == "float32" else torch.float16).contiguous()
@@ -180,7 +185,7 @@ def from_whisper(
     *,
     name: str,
     mode: Literal["natural", "padded"] = "natural",
-    projector_hidden: int = 768,
+    projector: ProjectorConfig = PROJECTOR,
 ) -> Model:
     """A Whisper checkpoint (a folder in transformers' layout or a hub id, any size) as an untrained denoiser.
 
@@ -197,9 +202,7 @@ def from_whisper(
         vocabulary=tokenizer.size, width=sizes["d_model"], heads=sizes["decoder_attention_heads"],
         layers=sizes["decoder_layers"], hidden=sizes["decoder_ffn_dim"], positions=sizes["max_target_positions"],
     )  # fmt: skip
-    config = ModelConfig(
-        name=name, encoder=encoder, decoder=decoder, projector=ProjectorConfig(hidden=projector_hidden, strides=2)
-    )
+    config = ModelConfig(name=name, encoder=encoder, decoder=decoder, projector=projector)
     network = build(config, tokenizer)
     stored = {k.removeprefix("model."): v.float() for k, v in load_file(folder / "model.safetensors").items()}
     stored.pop("proj_out.weight", None)  # tied to the embedding
@@ -208,7 +211,7 @@ def from_whisper(
     fresh = {
         k: v
         for k, v in network.state_dict().items()
-        if k.startswith(("projector.", "decoder.conditioning.", "decoder.future"))
+        if k.startswith(("projector.", "decoder.conditioning.", "decoder.future", "habits"))
     }
     for kind in ("weight", "bias"):  # audio tokens go where the decoder's own last hidden states go
         fresh[f"projector.out_norm.{kind}"] = stored[f"decoder.layer_norm.{kind}"].clone()

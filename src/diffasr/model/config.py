@@ -30,6 +30,10 @@ class ProjectorConfig:
 
     hidden: int
     strides: int
+    layers: int = 0
+    """Transformer layers over the audio tokens."""
+    letters: int = 0
+    """Most letters of a CTC label; 0: the whole vocabulary. See Tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,7 @@ def _read(kind: type[T], fields: dict[str, Any]) -> T:
     except TypeError as error:
         raise ModelError(f"config.json: {kind.__name__}: {error}") from error
     for name, value in fields.items():
-        if value not in ("natural", "padded") if name == "mode" else type(value) is not int or value < 1:
+        least = 0 if name in ("layers", "letters") and kind is ProjectorConfig else 1
+        if value not in ("natural", "padded") if name == "mode" else type(value) is not int or value < least:
             raise ModelError(f"config.json: {kind.__name__}: {name} is {value!r}")
     return made

@@ -9,7 +9,7 @@ Source: ``transformers.models.diffusion_gemma`` 5.23.0; the sizes of the 26 B sy
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -259,6 +259,20 @@ class GemmaNetwork(nn.Module):
             read = self._read(self._embed(tokens), real, _branch(memory.keys_values))
             hidden = torch.cat((hidden, read), dim=1)  # (B, U + 1, D)
         return self._unembed(hidden)
+
+    def ar_reader(self, cache: Cache) -> Callable[[Tensor], Tensor]:
+        """See Network."""
+        memory: Memory = cache.memory
+        keys_values, real = _branch(memory.keys_values), memory.real
+
+        def read(tokens: Tensor) -> Tensor:
+            nonlocal real
+            if not tokens.shape[1]:
+                return self._unembed(memory.hidden)  # (B, V)
+            real = F.pad(real, (0, tokens.shape[1]), value=True)
+            return self._unembed(self._read(self._embed(tokens), real, keys_values)[:, -1])
+
+        return read
 
     def _project(self, speech: Speech) -> Tensor:
         """Frames, in the projector's own precision, to audio tokens (B, N, D)."""

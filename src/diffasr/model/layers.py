@@ -36,6 +36,25 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, K)
 
 
+class Past:
+    """Keys and values of the places that a layer has read so far."""
+
+    def __init__(self) -> None:
+        self.keys_values: KeysValues | None = None
+
+    @property
+    def length(self) -> int:
+        """How many places."""
+        return 0 if self.keys_values is None else self.keys_values[0].shape[2]
+
+    def grown(self, new: KeysValues) -> KeysValues:
+        """Those of the past and ``new`` ones behind them, which are past from now on."""
+        if self.keys_values is not None:
+            new = torch.cat((self.keys_values[0], new[0]), dim=2), torch.cat((self.keys_values[1], new[1]), dim=2)
+        self.keys_values = new
+        return new
+
+
 class Block(nn.Module):
     """Self-attention, then (in a decoder) attention to the speech, then a two-layer MLP; norms come first."""
 
@@ -58,10 +77,15 @@ class Block(nn.Module):
         speech_mask: Tensor | None = None,
         *,
         causal: bool = False,
+        past: Past | None = None,
     ) -> Tensor:
-        """(B, L, width) in and out. ``speech``: keys and values of the frames, where the block hears."""
+        """(B, L, width) in and out. ``speech``: keys and values of the frames, where the block hears.
+
+        ``past`` is what ``x`` goes on from; it grows.
+        """
         normed = self.self_attn_layer_norm(x)
-        x = x + self.self_attn(normed, self.self_attn.keys_values(normed), mask, causal=causal)
+        own = self.self_attn.keys_values(normed)
+        x = x + self.self_attn(normed, own if past is None else past.grown(own), mask, causal=causal)
         if speech is not None:
             x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), speech, speech_mask)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))

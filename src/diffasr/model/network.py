@@ -3,6 +3,7 @@
 ``prefill`` listens once; ``denoise`` is called once a step and leaves the cache as it was.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ class Cache:
     slots: Tensor
     """(B,) int64: real audio tokens of each row."""
     ctc: Tensor
-    """(B, N, V) CTC logits."""
+    """(B, N, C) CTC logits."""
     languages: Tensor
     """(B,) int64: index into ``text.LANGUAGES`` of the language that each row is written in."""
     language_logits: Tensor
@@ -73,9 +74,17 @@ class Network(Protocol):
         ...
 
     def ctc_logits(self, speech: Speech, labels: Tensor | None = None) -> Tensor:
-        """(B, N, V) logits of each audio token; the blank is the end token. ``labels``: (C,) the only ones wanted."""
+        """(B, N, C) logits of each audio token over CTC's labels, or over ``labels`` (C,) of them only.
+
+        A label stands for a token of the tokenizer's ``alphabet``; the blank is the end token.
+        """
         ...
 
     def ar_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Causal logits: (B, U) text tokens to (B, U + 1, V), of which row u predicts token u."""
+        ...
+
+    def ar_reader(self, cache: Cache) -> Callable[[Tensor], Tensor]:
+        """The same token by token, with a memory: each call reads the next tokens (B, U) and gives the logits (B, V)
+        of the one after. The first call may read none."""
         ...

@@ -6,21 +6,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffasr.model.layers import Block, key_mask
+
+HEAD_WIDTH = 64
+
 
 class Projector(nn.Module):
-    """Stride-2 convolutions, then one linear layer.
+    """Stride-2 convolutions, one linear layer, and as many transformer layers as wanted.
 
     The last norm gives the audio tokens the size that the language model's head expects, ``scale`` a channel: Whisper's
     needs vectors of length 200, and a linear layer alone takes hundreds of steps to grow to it.
     ``strides`` of 3 turn 1500 frames into 188 audio tokens (the 26 B system); 2 turn 50 frames a second into 12.5.
     """
 
-    def __init__(self, *, speech_width: int, hidden: int, width: int, strides: int, scale: float = 1.0) -> None:
+    def __init__(
+        self, *, speech_width: int, hidden: int, width: int, strides: int, layers: int = 0, scale: float = 1.0
+    ) -> None:
         super().__init__()
         widths = [speech_width, *[hidden] * strides]
         self.norm = nn.LayerNorm(speech_width)
         self.convs = nn.ModuleList(nn.Conv1d(a, b, kernel_size=3, stride=2, padding=1) for a, b in pairwise(widths))
         self.linear = nn.Linear(hidden, width)
+        heads = max(1, width // HEAD_WIDTH)
+        self.layers = nn.ModuleList(Block(width, heads, 4 * width, hears=False) for _ in range(layers))
         self.out_norm = nn.LayerNorm(width)
         nn.init.constant_(self.out_norm.weight, scale)
 
@@ -37,4 +45,8 @@ class Projector(nn.Module):
             real = torch.arange(x.shape[2], device=x.device) < lengths[:, None]  # (B, T)
             x = F.gelu(conv(x * real[:, None]))  # (B, hidden, ceil(T / 2))
             lengths = (lengths + 1) // 2
-        return self.out_norm(self.linear(x.transpose(1, 2)))  # (B, N, D)
+        x = self.linear(x.transpose(1, 2))  # (B, N, D)
+        mask = key_mask(lengths, x.shape[1])
+        for block in self.layers:
+            x = block(x, mask)
+        return self.out_norm(x)

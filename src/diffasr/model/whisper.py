@@ -14,6 +14,7 @@ noisy canvas does not know its own moment.
 """
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffasr.model.encoder import WhisperEncoder
-from diffasr.model.layers import Block, KeysValues, key_mask
+from diffasr.model.layers import Block, KeysValues, Past, key_mask
 from diffasr.model.network import Cache, Speech
 from diffasr.model.projector import Projector
 
 HANDICAP = 6.0
 """What a later place's attention score starts lower by, in nats."""
+HEARD = 0.5
+"""What a CTC label counts for when the language is to be found; less than 1, for neighbours say much the same."""
 PACE = 10.0
 """How much faster than its number a head's handicap moves, so that one learning rate suits it too."""
 
@@ -95,6 +98,16 @@ class WhisperDecoder(nn.Module):
             x = block(x, mask, keys_values, speech_mask, causal=lengths is None)
         return self.layer_norm(x)
 
+    def go_on(self, x: Tensor, memory: tuple[list[KeysValues], Tensor], past: list[Past]) -> Tensor:
+        """Causal, as ``forward`` without lengths, but (B, U, D) are read behind ``past``, which grows: (B, U, D)."""
+        speech, speech_mask = memory
+        before, size = past[0].length, x.shape[1]
+        x = x + self.embed_positions.weight[before : before + size]
+        mask = torch.ones(size, before + size, dtype=torch.bool, device=x.device).tril(before)
+        for block, keys_values, own in zip(self.layers, speech, past, strict=True):
+            x = block(x, mask, keys_values, speech_mask, past=own)
+        return self.layer_norm(x)
+
     def view(self, layer: int, lengths: Tensor, x: Tensor) -> Tensor:
         """What is added to the attention scores of a layer over ``x`` (B, L, D): (B, H, L, L).
 
@@ -117,17 +130,19 @@ class WhisperNetwork(nn.Module):
     """A Whisper of any size behind the Network interface."""
 
     prefixes: Tensor
+    alphabet: Tensor
 
     def __init__(
-        self, encoder: WhisperEncoder, projector: Projector, decoder: WhisperDecoder, prefixes: Tensor, *, end: int
+        self, encoder: WhisperEncoder, projector: Projector, decoder: WhisperDecoder, prefixes: Tensor, alphabet: Tensor
     ) -> None:
-        """prefixes: (6, P) clean tokens before a canvas, a row a language; ``end`` is also pad and CTC blank."""
+        """prefixes: (6, P) clean tokens before a canvas, a row a language. alphabet: (C,) tokens that CTC labels."""
         super().__init__()
         self.encoder = encoder
         self.projector = projector
         self.decoder = decoder
         self.register_buffer("prefixes", prefixes, persistent=False)
-        self.end = end
+        self.register_buffer("alphabet", alphabet, persistent=False)
+        self.habits = nn.Parameter(torch.zeros(len(prefixes), len(alphabet)), requires_grad=False)
 
     def hear(self, mel: Tensor, lengths: Tensor) -> Speech:
         """See Network."""
@@ -135,20 +150,24 @@ class WhisperNetwork(nn.Module):
 
     def ctc_logits(self, speech: Speech, labels: Tensor | None = None) -> Tensor:
         """See Network."""
-        return self.decoder.unembed(self.projector(speech.frames, speech.lengths), labels)
+        return self._label(self.projector(speech.frames, speech.lengths), labels)
+
+    def _label(self, audio: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.decoder.unembed(audio, self.alphabet if labels is None else self.alphabet[labels])
 
     def prefill(self, speech: Speech, languages: Tensor | None) -> Cache:
         """See Network."""
         audio = self.projector(speech.frames, speech.lengths)
         mask = key_mask(speech.lengths, speech.frames.shape[1])
         memory = (self.decoder.listen(speech.frames), mask)
-        logits = self._language_logits(memory)
+        slots, labels = self.slots(speech), self._label(audio)  # (B,), (B, N, C)
+        logits = self._language_logits(memory) + self._language_evidence(labels, slots)
         guess = logits.argmax(1)
         known = guess if languages is None else torch.where(languages < 0, guess, languages)
         return Cache(
             audio=audio,
-            slots=self.slots(speech),
-            ctc=self.decoder.unembed(audio),
+            slots=slots,
+            ctc=labels,
             languages=known,
             language_logits=logits,
             memory=memory,
@@ -177,6 +196,16 @@ class WhisperNetwork(nn.Module):
         start = self.prefixes[:1, :1].expand(rows, 1)  # (B, 1)
         hidden = self.decoder(self.decoder.embed_tokens(start), memory)
         return self.decoder.unembed(hidden)[:, 0, self.prefixes[:, 1]]  # (B, 6)
+
+    @torch.no_grad()
+    def _language_evidence(self, labels: Tensor, slots: Tensor) -> Tensor:
+        """In which language what CTC heard is usual: the mean of ``habits`` under its (B, N, C) logits, summed: (B, 6).
+
+        ``habits``: (6, C) log-probability of each label in the text of a language, the blank's 0.
+        """
+        real = torch.arange(labels.shape[1], device=labels.device) < slots[:, None]  # (B, N)
+        shares = (labels.softmax(-1) * real[..., None]).sum(1)  # (B, C) how often each label was heard
+        return HEARD * shares @ self.habits.T.to(shares.dtype)
 
     def denoise(
         self,
@@ -208,3 +237,15 @@ class WhisperNetwork(nn.Module):
         x = self.decoder.embed_tokens(torch.cat((prefix, tokens), dim=1))  # (B, P + U, D)
         hidden = self.decoder(x, cache.memory)[:, prefix.shape[1] - 1 :]
         return self.decoder.unembed(hidden)  # (B, U + 1, V)
+
+    def ar_reader(self, cache: Cache) -> Callable[[Tensor], Tensor]:
+        """See Network."""
+        decoder, prefix = self.decoder, self.prefixes[cache.languages]
+        past = [Past() for _ in decoder.layers]
+
+        def read(tokens: Tensor) -> Tensor:
+            new = tokens if past[0].length else torch.cat((prefix, tokens), dim=1)
+            hidden = decoder.go_on(decoder.embed_tokens(new), cache.memory, past)
+            return decoder.unembed(hidden[:, -1])  # (B, V)
+
+        return read

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Utterance:
     text: str
     language: str
     source: str = ""
+    speaker: str = ""
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
@@ -50,6 +52,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
                 text=str(fields["text"]),
                 language=str(fields["lang"]),
                 source=fields.get("source", ""),
+                speaker=str(fields.get("speaker", "")),
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ManifestError(
@@ -178,6 +181,10 @@ class Batch:
     """(B, U) text ids, end tokens behind each."""
     lengths: Tensor
     """(B,) text tokens, the end not counted."""
+    pieces: Tensor
+    """(B, P) CTC labels of the text."""
+    piece_lengths: Tensor
+    """(B,) labels of each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +194,7 @@ class Item:
     store: FeatureStore
     number: int
     tokens: tuple[int, ...]
+    pieces: tuple[int, ...]
     language: str
     seconds: float
 
@@ -196,12 +204,16 @@ def read_items(stores: Iterable[FeatureStore], tokenizer: Tokenizer, *, max_toke
     items = []
     for store in stores:
         for number, utterance in enumerate(store.utterances):
-            tokens = tuple(tokenizer.encode(utterance.text))
+            tokens, pieces = tokenizer.encode(utterance.text), tokenizer.pieces(utterance.text)
             count = store.spans[number][1]
-            if 0 < len(tokens) <= min(max_tokens, count // 4):
+            needed = len(pieces) + sum(a == b for a, b in pairwise(pieces))  # a blank between equal neighbours
+            if 0 < len(tokens) <= max_tokens and 0 < needed <= count // 4:
                 items.append(
-                    Item(store=store, number=number, tokens=tokens, language=utterance.language, seconds=count / 50)
-                )
+                    Item(
+                        store=store, number=number, tokens=tuple(tokens), pieces=tuple(pieces),
+                        language=utterance.language, seconds=count / 50,
+                    )
+                )  # fmt: skip
     return items
 
 
@@ -250,10 +262,13 @@ def collate(items: list[Item], *, end: int) -> Batch:
     tokens = torch.full((len(items), max(len(i.tokens) for i in items)), end)
     for row, item in enumerate(items):
         tokens[row, : len(item.tokens)] = torch.tensor(item.tokens)
+    pieces = [torch.tensor(item.pieces) for item in items]
     names = list(LANGUAGES)
     return Batch(
         speech=Speech(frames=torch.nn.utils.rnn.pad_sequence(frames, batch_first=True), lengths=lengths),
         languages=torch.tensor([names.index(item.language) for item in items]),
         tokens=tokens,
         lengths=torch.tensor([len(item.tokens) for item in items]),
+        pieces=torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True),
+        piece_lengths=torch.tensor([len(item.pieces) for item in items]),
     )

@@ -20,7 +20,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainin
 from torch import Tensor, nn
 
 from diffasr.errors import RecipeError
-from diffasr.evaluate.score import Decoder, score_store
+from diffasr.evaluate.store import Decoder, score_store
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import Model
 from diffasr.train.data import FeatureStore, Item, collate, deal, read_items
@@ -95,10 +95,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                 rate = _set_rates(optimiser, stage, place.step)
                 generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number * 500_009 + place.step)
                 with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
-                    parts = losses(
-                        network, batch, stage,
-                        vocabulary=model.tokenizer.size, end=model.tokenizer.end, generator=generator,
-                    )  # fmt: skip
+                    parts = losses(network, batch, stage, tokenizer=model.tokenizer, generator=generator)
                 weighted = [getattr(stage, name) * value for name, value in parts.items()]
                 total = torch.stack(weighted).sum()
                 optimiser.zero_grad(set_to_none=True)

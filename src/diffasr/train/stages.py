@@ -39,19 +39,21 @@ class Stage:
     full_share: float = 0.2
     """Share of the noisy canvases that are nothing but noise."""
     draft_share: float = 0.0
-    """Share of the canvases that start from CTC's text, roughened, instead of the noisy truth."""
+    """Share of the canvases that start from CTC's text instead of the noisy truth."""
     draft_noise: float = 0.3
     """Most noise on such a draft: its level is uniform from 0."""
     hint_drop: float = 0.1
     """Share of the rows that get no hints."""
-    rough: float = 0.3
-    """Most errors put into CTC's text before it seeds or hints."""
+    blur: float = 1.0
+    """Most Gumbel noise on CTC's logits before they seed or hint."""
     conditioned_share: float = 0.5
     """Share of the steps with self-conditioning."""
     unroll_share: float = 0.0
     """Share of the rows of such a step whose canvas is the model's own draft (arXiv:2112.06749)."""
     mask: float = 0.0
     """Share of the rows with spans of frames blanked (SpecAugment over time)."""
+    dropout: float = 0.0
+    """Share of the numbers in the frames that are set to 0."""
     slack: int = 12
     """Most extra canvas places that a batch gets, at random, before the bucket is chosen."""
     ema: float = 0.999
@@ -72,12 +74,14 @@ class Stage:
             raise RecipeError(
                 f"stage {self.name}: steps, seconds and lora_rank must be above 0, warmup and slack 0 or more"
             )
-        for name in ("ar_share", "full_share", "draft_share", "draft_noise", "hint_drop", "rough", "mask",
+        for name in ("ar_share", "full_share", "draft_share", "draft_noise", "hint_drop", "mask", "dropout",
                      "conditioned_share", "unroll_share", "final_rate", "ema"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"stage {self.name}: {name} is a share from 0 to 1, got {getattr(self, name)}")
-        if min(self.rates.values()) < 0 or self.clip <= 0 or self.weight_decay < 0 or self.ctc_extra < 0:
-            raise RecipeError(f"stage {self.name}: clip must be above 0, rates, weight_decay and ctc_extra 0 or more")
+        if self.clip <= 0 or min(*self.rates.values(), self.weight_decay, self.ctc_extra, self.blur) < 0:
+            raise RecipeError(
+                f"stage {self.name}: clip must be above 0, rates, weight_decay, ctc_extra and blur 0 or more"
+            )
         if min(self.diffusion, self.ar, self.ctc) < 0 or self.diffusion + self.ar + self.ctc == 0:
             raise RecipeError(f"stage {self.name}: loss weights must be 0 or more, and one above 0")
 

@@ -7,30 +7,32 @@ from diffasr.diffusion import ctc
 from diffasr.diffusion.corrupt import corrupt, draw_times
 from diffasr.diffusion.loss import ar_loss, candidate_labels, ctc_loss, diffusion_loss
 from diffasr.model.network import Cache, Network, Speech
+from diffasr.text import Tokenizer
 from diffasr.train.data import Batch
 from diffasr.train.stages import Stage
 
 
 def losses(
-    network: Network, batch: Batch, stage: Stage, *, vocabulary: int, end: int, generator: torch.Generator
+    network: Network, batch: Batch, stage: Stage, *, tokenizer: Tokenizer, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """The mean of each loss that ``stage`` gives a weight, in nats, by its name in Stage."""
-    speech = blank_spans(batch.speech, stage.mask, generator)
+    speech = dropped(blank_spans(batch.speech, stage.mask, generator), stage.dropout, generator)
     out = {}
     if stage.ctc > 0:
         labels, places, weight = candidate_labels(
-            batch.tokens, blank=end, vocabulary=vocabulary, extra=stage.ctc_extra, generator=generator
-        )
+            batch.pieces, blank=tokenizer.blank, vocabulary=len(tokenizer.alphabet), extra=stage.ctc_extra,
+            generator=generator,
+        )  # fmt: skip
         logits = network.ctc_logits(speech, labels) + weight
         slots = network.slots(speech)
-        out["ctc"] = ctc_loss(logits, slots, places, batch.lengths, blank=0).mean()
+        out["ctc"] = ctc_loss(logits, slots, places, batch.piece_lengths, blank=0).mean()
     if stage.diffusion == 0 and stage.ar == 0:
         return out
     cache = network.prefill(speech, batch.languages)
     if stage.ar > 0:
-        out["ar"] = _ar(network, batch, cache, stage.ar_share, end, generator)
+        out["ar"] = _ar(network, batch, cache, stage.ar_share, tokenizer.end, generator)
     if stage.diffusion > 0:
-        out["diffusion"] = _diffusion(network, batch, cache, stage, end, generator)
+        out["diffusion"] = _diffusion(network, batch, cache, stage, tokenizer, generator)
     return out
 
 
@@ -45,9 +47,9 @@ def _ar(network: Network, batch: Batch, cache: Cache, share: float, end: int, ge
 
 
 def _diffusion(
-    network: Network, batch: Batch, cache: Cache, stage: Stage, end: int, generator: torch.Generator
+    network: Network, batch: Batch, cache: Cache, stage: Stage, tokenizer: Tokenizer, generator: torch.Generator
 ) -> Tensor:
-    vocabulary = cache.ctc.shape[2]
+    vocabulary, end = tokenizer.size, tokenizer.end
     slack = int(torch.randint(stage.slack + 1, (), generator=generator))
     size = ctc.canvas_length(int(batch.lengths.max()), slack=slack)
     rows = len(batch.tokens)
@@ -56,8 +58,8 @@ def _diffusion(
     clean[:, :width] = batch.tokens[:, :width]
     lengths = torch.full((rows,), size)
 
-    paths = ctc.best_paths(cache.ctc.detach(), cache.slots, blank=end)
-    paths = ctc.roughen(paths, most=stage.rough, vocabulary=vocabulary, generator=generator)
+    blurred = ctc.blurred(cache.ctc.detach().float(), most=stage.blur, generator=generator)
+    paths = ctc.heard(blurred, cache.slots, blank=tokenizer.blank, joined=tokenizer.joined)
     seeds = torch.randint(vocabulary, (rows, size), generator=generator)
     hints = torch.full((rows, size), -1)
     for row, path in enumerate(paths):
@@ -81,6 +83,14 @@ def _diffusion(
         noisy = torch.where(unrolled[:, None], previous.argmax(-1), noisy)
     logits = network.denoise(noisy, cache, lengths=lengths, previous=previous, hints=hints)
     return diffusion_loss(logits, clean, lengths).mean()
+
+
+def dropped(speech: Speech, share: float, generator: torch.Generator) -> Speech:
+    """``share`` of the numbers in the frames set to 0, the others as much larger."""
+    if share == 0:
+        return speech
+    keep = torch.rand(speech.frames.shape, generator=generator) >= share
+    return Speech(frames=speech.frames * keep / (1 - share), lengths=speech.lengths)
 
 
 def blank_spans(speech: Speech, share: float, generator: torch.Generator, *, longest: int = 20) -> Speech:

@@ -13,14 +13,17 @@ A new token starts from the mean of the embeddings of the Whisper tokens that it
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Regex, Tokenizer, pre_tokenizers
+from torch import Tensor
 
 from diffasr.text import LANGUAGES, PREFIX_TOKENS
+from diffasr.text import Tokenizer as TextTokenizer
 
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+"  # GPT-2's, with marks
 
@@ -140,3 +143,15 @@ def build(original: Path, lines: Sequence[str], hindi: Sequence[str], *, merges:
     """Whisper's ``tokenizer.json`` grown by ``merges`` learned on ``hindi``, then cut to ``lines``."""
     spec = words_together(json.loads(original.read_text(encoding="utf-8")))
     return cut(grow(spec, learn_merges(spec, hindi, merges)), lines, min_count=min_count)
+
+
+def habits(tokenizer: TextTokenizer, texts: Mapping[str, Iterable[str]]) -> Tensor:
+    """How usual each CTC label is in each language: log-probabilities (6, C) from counts plus one, the blank's 0."""
+    table = torch.ones(len(LANGUAGES), len(tokenizer.alphabet))
+    for row, code in enumerate(LANGUAGES):
+        for line in texts[code]:
+            labels = torch.tensor(tokenizer.pieces(line), dtype=torch.long)
+            table[row].index_add_(0, labels, torch.ones(len(labels)))
+    table = (table / table.sum(1, keepdim=True)).log()
+    table[:, tokenizer.blank] = 0.0
+    return table

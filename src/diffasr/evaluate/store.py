@@ -1,0 +1,47 @@
+"""A model and a feature store in, error rates by language out: what training watches."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from diffasr.decode import ctc_texts, decode
+from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.evaluate.score import error_rates
+from diffasr.model.checkpoint import Model
+from diffasr.model.network import Speech
+from diffasr.text import LANGUAGES
+from diffasr.train.data import FeatureStore
+
+Decoder = Literal["ctc", "diffusion"]
+
+
+@torch.inference_mode()
+def score_store(
+    model: Model,
+    store: FeatureStore,
+    numbers: Sequence[int],
+    *,
+    decoder: Decoder,
+    options: SamplingOptions | None = None,
+    rows: int = 16,
+) -> dict[str, float]:
+    """CER by language of some utterances of a feature store, the language given."""
+    names = list(LANGUAGES)
+    pairs = []
+    ordered = sorted(numbers, key=lambda n: store.spans[n][1])
+    for first in range(0, len(ordered), rows):
+        chosen = ordered[first : first + rows]
+        frames = [store.frames(n) for n in chosen]
+        speech = Speech(
+            frames=torch.nn.utils.rnn.pad_sequence(frames, batch_first=True),
+            lengths=torch.tensor([len(f) for f in frames]),
+        )
+        languages = torch.tensor([names.index(store.utterances[n].language) for n in chosen])
+        if decoder == "ctc":
+            texts = ctc_texts(model, speech)
+        else:
+            texts = [d.text for d in decode(model, speech, languages, options or SamplingOptions())]
+        for n, text in zip(chosen, texts, strict=True):
+            pairs.append((store.utterances[n].text, text, store.utterances[n].language))
+    return error_rates(pairs)
