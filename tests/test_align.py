@@ -39,6 +39,8 @@ def test_no_other_path_that_spells_the_text_is_likelier(labels: list[int], slots
     for label, span in zip(labels, spans, strict=True):
         path[span.first : span.last + 1] = [label] * (span.last - span.first + 1)
         assert span.log_probability == pytest.approx(float(scores[span.first : span.last + 1, label].max()), abs=1e-5)
+        assert span.first <= span.peak <= span.last
+        assert span.log_probability == pytest.approx(float(scores[span.peak, label]), abs=1e-5)
     assert totals[tuple(path)] == pytest.approx(max(totals.values()), abs=1e-4)
 
 

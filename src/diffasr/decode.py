@@ -59,7 +59,7 @@ def place_words(model: Model, logits: Tensor, text: str, language: str) -> tuple
             start, end, sure = first * slots // len(labels), max(0, (last + 1) * slots // len(labels) - 1), 0.0
         else:
             mine = spans[first : last + 1]
-            start, end = mine[0].first, mine[-1].last
+            start, end = mine[0].peak, mine[-1].peak  # a span may reach far into the silence beside it
             sure = math.exp(sum(s.log_probability for s in mine) / len(mine))
         out.append(HeardWord(word=word, first=start, last=max(start, end), probability=sure))
     return tuple(out)

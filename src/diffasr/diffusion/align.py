@@ -20,8 +20,10 @@ class Span:
     """The audio token where it begins."""
     last: int
     """The last audio token that says it."""
+    peak: int
+    """The audio token where CTC is surest of it."""
     log_probability: float
-    """Of the label at the place where CTC is surest of it, in nats."""
+    """Of the label there, in nats."""
 
 
 def align(logits: Tensor, labels: Sequence[int], *, blank: int) -> list[Span] | None:
@@ -59,4 +61,6 @@ def align(logits: Tensor, labels: Sequence[int], *, blank: int) -> list[Span] | 
 
 def _span(path: np.ndarray, emitted: np.ndarray, state: int) -> Span:
     where = np.flatnonzero(path == state)
-    return Span(first=int(where[0]), last=int(where[-1]), log_probability=min(0.0, float(emitted[where, state].max())))
+    peak = int(where[emitted[where, state].argmax()])
+    sure = min(0.0, float(emitted[peak, state]))
+    return Span(first=int(where[0]), last=int(where[-1]), peak=peak, log_probability=sure)
