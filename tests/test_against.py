@@ -17,7 +17,7 @@ def write(folder: Path, rows: list[dict[str, Any]], *, keep_rows: bool = True, n
     folder.mkdir(exist_ok=True)
     if keep_rows:
         (folder / "hypotheses.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    path = folder / "report.json"
+    path = folder / "results.json"
     path.write_text(json.dumps(build_report(rows, normaliser, {})), encoding="utf-8")
     return path
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_compared_is_refused_beforehand(tmp_path: Path) -> None:
         load_standard(path, 1.0, normaliser="basic", rows=new)
     for text in ("{}", "nothing", "[]"):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(OptionError, match="not a report"):
+        with pytest.raises(OptionError, match=r"not a results\.json"):
             load_standard(path, 1.0, normaliser="none", rows=new)
     with pytest.raises(OptionError, match="no report"):
-        load_standard(tmp_path / "report.json", 1.0, normaliser="none", rows=new)
+        load_standard(tmp_path / "results.json", 1.0, normaliser="none", rows=new)

@@ -151,13 +151,13 @@ def test_evaluate_decodes_and_score_scores_again(
     page = capsys.readouterr().out
     assert page == (out / "report.md").read_text(encoding="utf-8").split("![", maxsplit=1)[0].rstrip() + "\n"
     assert "| decoder | en | de | mean |" in page
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    report = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert list(report["systems"]) == ["ctc", "ar", "diffusion-1", "diffusion-2", "seeded-1", "seeded-2"]
     assert len((out / "hypotheses.jsonl").read_text(encoding="utf-8").splitlines()) == 2 * 8
 
     assert cli.main(["score", str(out), "--normaliser", "none", "--out", str(tmp_path / "again")]) == 0
     assert "(normaliser: none)" in capsys.readouterr().out
-    again = json.loads((tmp_path / "again" / "report.json").read_text(encoding="utf-8"))
+    again = json.loads((tmp_path / "again" / "results.json").read_text(encoding="utf-8"))
     assert again["normaliser"] == "none"
     assert cli.main(["score", str(out / "hypotheses.jsonl"), "--compare", "ctc", "ar"]) == 0
     assert "# ctc against ar (normaliser: basic)" in capsys.readouterr().out
@@ -172,14 +172,14 @@ def test_a_worse_report_leaves_with_one(tmp_path: Path, capsys: pytest.CaptureFi
         assert cli.main(["score", str(tmp_path / name), "--out", str(tmp_path / name)]) == 0
     good, bad = (str(tmp_path / name) for name in ("good", "bad"))
     capsys.readouterr()
-    assert cli.main(["score", bad, "--against", f"{good}/report.json"]) == 1
+    assert cli.main(["score", bad, "--against", f"{good}/results.json"]) == 1
     told = capsys.readouterr()
     assert "| seeded-8 | en | 0.0 | 11" in told.out
     assert "seeded-8 on dev: the mean CER rose by 11" in told.err
-    assert cli.main(["score", bad, "--against", f"{good}/report.json", "--margin", "12"]) == 0
-    assert cli.main(["score", good, "--against", f"{bad}/report.json", "--compare", "seeded-8", "seeded-8"]) == 0
+    assert cli.main(["score", bad, "--against", f"{good}/results.json", "--margin", "12"]) == 0
+    assert cli.main(["score", good, "--against", f"{bad}/results.json", "--compare", "seeded-8", "seeded-8"]) == 0
     assert "| better |" in capsys.readouterr().out
-    assert cli.main(["score", bad, "--against", f"{bad}/report.json"]) == 2
+    assert cli.main(["score", bad, "--against", f"{bad}/results.json"]) == 2
     assert cli.main(["score", bad, "--margin", "2"]) == 2
     assert "--against" in capsys.readouterr().err
 

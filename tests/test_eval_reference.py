@@ -61,7 +61,7 @@ def test_our_figures_stand_beside_the_published(
     assert head == "| set | measure | published, 16 steps | ctc | diffusion-1 | diffusion-8 |"
     assert "| fleurs:en:test, published by steps | WER |  | – | – | 15.7 |" in lines
     for name, normaliser in ((out, "whisper"), (out / "basic", "basic")):
-        report = json.loads((name / "report.json").read_text(encoding="utf-8"))
+        report = json.loads((name / "results.json").read_text(encoding="utf-8"))
         assert report["normaliser"] == normaliser
         assert f"(normaliser: {normaliser}," in page
         for data, language, measure, published, _ in recipe.ROWS:

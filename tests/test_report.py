@@ -182,7 +182,7 @@ def test_the_report_is_written_with_its_plots(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     made = write_report(tmp_path, "basic", tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8")) == made
+    assert json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8")) == made
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "most errors: seeded-8" in (tmp_path / "out" / "worst.html").read_text(encoding="utf-8")
     assert page.endswith("(worst.html)\n")

@@ -12,7 +12,7 @@ from test_report import both
 from diffasr.evaluate.report import build_report
 
 ROOT = Path(__file__).parents[1]
-BEFORE, AFTER = "text\n\n<!-- results: docs/a/report.json -->\n", "<!-- end of results -->\n\nmore\n"
+BEFORE, AFTER = "text\n\n<!-- results: docs/a/results.json -->\n", "<!-- end of results -->\n\nmore\n"
 
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
@@ -23,7 +23,7 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
 def test_it_writes_between_the_marks_and_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "docs" / "a").mkdir(parents=True)
     report = build_report(both("seeded-8", "ctc"), "basic", {})
-    (tmp_path / "docs" / "a" / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    (tmp_path / "docs" / "a" / "results.json").write_text(json.dumps(report), encoding="utf-8")
     readme = tmp_path / "README.md"
     readme.write_text(BEFORE + "| old |\n" + AFTER, encoding="utf-8")
     words = ["--readme", str(readme)]
@@ -44,7 +44,7 @@ def test_it_writes_between_the_marks_and_nowhere_else(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    for text, word in ((BEFORE + AFTER, "report.json"), ("nothing", "results: PATH")):
+    for text, word in ((BEFORE + AFTER, "results.json"), ("nothing", "results: PATH")):
         readme.write_text(text, encoding="utf-8")
         done = call("--readme", str(readme))
         assert done.returncode == 2

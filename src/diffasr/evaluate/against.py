@@ -44,9 +44,11 @@ def load_standard(path: Path, margin: float, *, normaliser: str, rows: Path) -> 
         old = report["normaliser"]
         _ = [(s["set"], s["system"], s["language"], s["cer"]) for s in report["scores"]]
     except OSError as error:
-        raise OptionError(f"no report at {path}: {error.strerror}; name a report.json of `diffasr evaluate`") from error
+        raise OptionError(
+            f"no report at {path}: {error.strerror}; name a results.json of `diffasr evaluate`"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise OptionError(f"{path} is not a report.json of `diffasr evaluate`: {error!r}") from error
+        raise OptionError(f"{path} is not a results.json of `diffasr evaluate`: {error!r}") from error
     beside = path.parent / ROWS
     if beside.resolve() == (rows / ROWS if not rows.is_file() else rows).resolve():
         raise OptionError(f"{path} is the report of {beside} itself: keep an older folder, or choose another --out")

@@ -72,7 +72,7 @@ def _facts(report: Figures) -> str:
             f"batch {held['batch']}; {versions}; commit {last['commit']}; {last['date']}.",
         ]
         if len(about["sessions"]) > 1:
-            lines.append(f"The rows were made in {len(about['sessions'])} sessions: report.json has them all.")
+            lines.append(f"The rows were made in {len(about['sessions'])} sessions: results.json has them all.")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Raw rows in, one dictionary of figures out: what report.json holds and every table and plot is made from.
+"""Raw rows in, one dictionary of figures out: what results.json holds and every table and plot is made from.
 
 Rates are corpus rates, as fractions. A decoder that ran with several seeds has their errors pooled; intervals draw
 utterances with all their seeds. RTFx is seconds of audio over seconds of processing, without reading files and without
@@ -187,13 +187,13 @@ def _sentence(found: Mapping[str, Any], normaliser: str) -> str:
 def write_report(
     source: Path, normaliser: str, out: Path, *, training: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Score the raw rows at ``source`` and put report.json, report.md, its plots and worst.html into ``out``."""
+    """Score the raw rows at ``source`` and put results.json, report.md, its plots and worst.html into ``out``."""
     rows = read_rows(source)
     report = build_report(rows, normaliser, read_facts(source), training=training)
     out.mkdir(parents=True, exist_ok=True)
     plots = draw(report, out)
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
-    write_text_atomically(out / "report.json", text + "\n")
+    write_text_atomically(out / "results.json", text + "\n")
     page = render(report, [plot.name for plot in plots])
     headlines = [name for name, system in report["systems"].items() if system["is_headline"]]
     worst = worst_page(rows, headlines, normaliser, out)
