@@ -46,6 +46,7 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
         draft.replace(target)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OptionError(f"cannot write {path}: {reason}. Choose a file in an existing, writable folder") from error
+        remedy = "choose a folder that exists, may be written to and has room"
+        raise OptionError(f"cannot write {path}: {reason}; {remedy}") from error
     finally:
         draft.unlink(missing_ok=True)
