@@ -1,0 +1,47 @@
+"""The command line: ``parse`` turns words into arguments, each command's own module does what they say.
+
+Exit codes: 0 all done, 1 some recording or step failed, 2 the call itself was wrong.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from diffasr import __version__
+from diffasr.cli import evaluate, info, train, transcribe
+from diffasr.errors import DiffasrError, OptionError, RecipeError
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of the call; prints help or a usage error and leaves when that is what the call wants."""
+    parser = argparse.ArgumentParser(prog="diffasr", description="Speech recognition by text diffusion.")
+    parser.add_argument("--version", action="version", version=f"diffasr {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (transcribe, train, evaluate, info):
+        command.add(commands)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments say; returns the exit code. Raises DiffasrError for what cannot be done at all."""
+    code: int = args.run(args)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: errors of ours become one line on stderr."""
+    args = parse(argv)
+    try:
+        return run(args)
+    except (OptionError, RecipeError) as error:
+        print(f"diffasr: {error}", file=sys.stderr)
+        return 2
+    except DiffasrError as error:
+        print(f"diffasr: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("diffasr: interrupted", file=sys.stderr)
+        return 130

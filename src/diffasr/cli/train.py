@@ -1,0 +1,32 @@
+"""``diffasr train``: run a recipe."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffasr.cli import Commands
+
+
+def add(commands: "Commands") -> None:
+    """The command's own arguments."""
+    learn = commands.add_parser("train", help="run a training recipe; run again to go on")
+    learn.add_argument("recipe", type=Path, help="a recipe.toml, or the folder that holds it")
+    learn.add_argument("--out", type=Path, default=Path("runs/latest"), help="default: %(default)s")
+    learn.add_argument("--overfit", type=int, default=0, metavar="N", help="memorise the first N utterances")
+    learn.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    learn.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or go on with it; prints the folder of the result."""
+    import torch
+
+    from diffasr.train.loop import train
+    from diffasr.train.stages import Recipe
+
+    recipe = Recipe.load(args.recipe)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(train(recipe, args.out, overfit=args.overfit))
+    return 0
