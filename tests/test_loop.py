@@ -221,9 +221,9 @@ def test_rates_rise_in_a_line_and_fall_in_a_cosine() -> None:
 
 def test_every_parameter_belongs_to_one_part() -> None:
     names = [name for name, _ in random_model().network.named_parameters()]
-    assert {part_of(n) for n in names} == {"frozen", "projector", "conditioning", "embedding", "decoder"}
+    assert {part_of(n) for n in names} == {"encoder", "projector", "conditioning", "embedding", "decoder", "frozen"}
     assert {n for n in names if part_of(n) == "conditioning" and "conditioning" not in n} == {"decoder.future"}
-    assert all((part_of(n) == "frozen") == n.startswith(("encoder.", "habits")) for n in names)
+    assert all((part_of(n) == "frozen") == n.startswith("habits") for n in names)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(

@@ -92,7 +92,7 @@ def test_no_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"rates": {"encoder": 1e-3}}, "encoder.*parts are"),
+        ({"rates": {"ears": 1e-3}}, "ears.*parts are"),
         ({"rates": {}}, "rates names nothing"),
         ({"rates": {"decoder": -1e-3}}, "rates"),
         ({"rates": {"decoder": 1e-3, "lora": 1e-3}}, "not both"),

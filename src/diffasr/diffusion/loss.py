@@ -1,4 +1,4 @@
-"""The three losses, one number an example: diffusion, autoregressive, CTC."""
+"""The losses, one number an example: diffusion, autoregressive, CTC, and how far from a teacher."""
 
 import math
 
@@ -7,20 +7,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def diffusion_loss(logits: Tensor, clean: Tensor, lengths: Tensor) -> Tensor:
+def diffusion_loss(logits: Tensor, clean: Tensor, lengths: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy over all canvas places, clean and noisy alike, with no weight by noise level: (B,) nats.
 
-    logits: (B, L, V). clean: (B, L). lengths: (B,) places that count.
+    logits: (B, L, V). clean: (B, L). lengths: (B,) places that count. smoothing: share of the target that is spread
+    over the whole vocabulary.
     """
-    return _masked_mean(logits, clean, lengths)
+    return _masked_mean(logits, clean, lengths, smoothing)
 
 
-def ar_loss(logits: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+def ar_loss(logits: Tensor, tokens: Tensor, counts: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of the next token: (B,) nats.
 
-    logits: (B, U + 1, V), row u for token u. tokens: (B, U + 1), the text and its end. lengths: (B,) with the end.
+    logits: (B, U + 1, V), row u for token u. tokens: (B, U + 1), the text and its end. counts: (B,) tokens of each row,
+    the end among them; or (B, U + 1) bool, which of them count.
     """
-    return _masked_mean(logits, tokens, lengths)
+    return _masked_mean(logits, tokens, counts, smoothing)
+
+
+def distil_loss(logits: Tensor, teacher: Tensor, lengths: Tensor) -> Tensor:
+    """How far from what a teacher says of each next token, Kullback-Leibler from the teacher: (B,) nats a token.
+
+    logits, teacher: (B, U + 1, V) over the same tokens. lengths: (B,) places that count. arXiv:1503.02531 section 2,
+    at temperature 1.
+    """
+    real = torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]  # (B, U + 1)
+    wanted = teacher[real].float().log_softmax(-1)
+    apart = F.kl_div(logits[real].float().log_softmax(-1), wanted, reduction="none", log_target=True).sum(-1)
+    total = torch.zeros(real.shape, dtype=apart.dtype, device=apart.device).masked_scatter(real, apart)
+    return total.sum(1) / lengths.clamp_min(1)
 
 
 def ctc_loss(logits: Tensor, slots: Tensor, tokens: Tensor, lengths: Tensor, *, blank: int) -> Tensor:
@@ -54,8 +69,8 @@ def candidate_labels(
     return torch.cat((needed, drawn)), places[tokens], weight
 
 
-def _masked_mean(logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
-    real = torch.arange(targets.shape[1], device=targets.device) < lengths[:, None]  # (B, L)
-    loss = F.cross_entropy(logits[real].float(), targets[real], reduction="none")
-    total = torch.zeros(real.shape, dtype=loss.dtype, device=loss.device).masked_scatter(real, loss)
-    return total.sum(1) / lengths.clamp_min(1)
+def _masked_mean(logits: Tensor, targets: Tensor, counts: Tensor, smoothing: float) -> Tensor:
+    real = counts if counts.ndim == 2 else torch.arange(targets.shape[1], device=targets.device) < counts[:, None]
+    loss = F.cross_entropy(logits[real].float(), targets[real], reduction="none", label_smoothing=smoothing)
+    total = torch.zeros(real.shape, dtype=loss.dtype, device=loss.device).masked_scatter(real, loss)  # (B, L)
+    return total.sum(1) / real.sum(1).clamp_min(1)

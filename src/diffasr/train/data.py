@@ -7,12 +7,12 @@ A manifest is JSON lines with NeMo's keys: ``audio_filepath`` (relative to the m
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from diffasr.errors import AudioError, ManifestError
 from diffasr.model.encoder import WhisperEncoder, stack
 from diffasr.model.network import Speech
 from diffasr.text import LANGUAGES, Tokenizer
+from diffasr.train.buckets import Buckets, BucketSampler
+
+if TYPE_CHECKING:
+    from diffasr.train.recordings import Recordings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +42,25 @@ class Utterance:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
-    """All utterances of a NeMo manifest; raises ManifestError that names the line and what is wrong with it."""
-    file = Path(path)
-    if not file.is_file():
+    """All utterances of a NeMo manifest, or of tar shards, here or at an address that fsspec knows.
+
+    Raises ManifestError that names the line and what is wrong with it, and what ``read_shards`` raises.
+    """
+    from diffasr.train.tar import is_shards, read_shards, sound
+
+    file = os.fspath(path)
+    if is_shards(file):
+        return read_shards(file)
+    if "://" not in file and not Path(file).is_file():
         raise ManifestError(f"no manifest at {file}")
+    held = sound(file)
+    text = held.decode() if isinstance(held, bytes) else Path(held).read_text(encoding="utf-8")
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
+    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
         try:
             fields = json.loads(line)
             item = Utterance(
-                audio=str((file.parent / fields["audio_filepath"]).resolve()),
+                audio=_beside(file, fields["audio_filepath"]),
                 duration=float(fields["duration"]),
                 text=str(fields["text"]),
                 language=str(fields["lang"]),
@@ -62,6 +75,15 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
             raise ManifestError(f"{file} line {number}: lang {item.language!r} is none of {', '.join(LANGUAGES)}")
         found.append(item)
     return found
+
+
+def _beside(manifest: str, audio: str) -> str:
+    """Where a recording is that a manifest names."""
+    if "://" in audio:
+        return audio
+    if "://" in manifest:
+        return f"{manifest.rpartition('/')[0]}/{audio}"
+    return str((Path(manifest).parent / audio).resolve())
 
 
 class FeatureStore:
@@ -142,11 +164,13 @@ def _mel_groups(
     max_seconds: float,
     group_seconds: float = 60.0,
 ) -> Iterator[tuple[list[Utterance], list[Tensor]]]:
+    from diffasr.train.tar import sound
+
     group: list[Utterance] = []
     features: list[Tensor] = []
     for utterance in utterances:
         try:
-            mel = torch.from_numpy(mels_of(load_audio(utterance.audio, max_seconds=max_seconds)))
+            mel = torch.from_numpy(mels_of(load_audio(sound(utterance.audio), max_seconds=max_seconds)))
         except AudioError as error:
             print(f"left out: {error}")
             continue
@@ -171,10 +195,20 @@ def _encode(encoder: WhisperEncoder, mels: list[Tensor], group: list[Utterance],
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mel:
+    """Log-mel features of a batch, for an encoder that is run in the step."""
+
+    features: Tensor
+    """(B, mels, M)."""
+    lengths: Tensor
+    """(B,) real ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one training step sees."""
 
-    speech: Speech
+    speech: Speech | Mel
     languages: Tensor
     """(B,) index into LANGUAGES."""
     tokens: Tensor
@@ -191,23 +225,34 @@ class Batch:
 class Item:
     """An utterance of a store, tokenised."""
 
-    store: FeatureStore
+    store: "FeatureStore | Recordings"
     number: int
+    more: tuple[int, ...] = ()
+    """Further utterances of the store that are said right behind it."""
     tokens: tuple[int, ...]
     pieces: tuple[int, ...]
     language: str
     seconds: float
 
 
-def read_items(stores: Iterable[FeatureStore], tokenizer: Tokenizer, *, max_tokens: int) -> list[Item]:
-    """Every utterance that fits: some text, at most ``max_tokens``, and no more labels than CTC has slots."""
+def needed_slots(pieces: Sequence[int]) -> int:
+    """How many slots CTC needs for these labels: a blank stands between equal neighbours."""
+    return len(pieces) + sum(a == b for a, b in pairwise(pieces))
+
+
+def read_items(
+    stores: "Iterable[FeatureStore | Recordings]", tokenizer: Tokenizer, *, max_tokens: int, strides: int = 2
+) -> list[Item]:
+    """Every utterance that fits: some text, at most ``max_tokens``, and no more labels than CTC has slots.
+
+    strides: of the projector, each of which halves the frames.
+    """
     items = []
     for store in stores:
         for number, utterance in enumerate(store.utterances):
             tokens, pieces = tokenizer.encode(utterance.text), tokenizer.pieces(utterance.text)
             count = store.spans[number][1]
-            needed = len(pieces) + sum(a == b for a, b in pairwise(pieces))  # a blank between equal neighbours
-            if 0 < len(tokens) <= max_tokens and 0 < needed <= count // 4:
+            if 0 < len(tokens) <= max_tokens and 0 < needed_slots(pieces) <= count // 2**strides:
                 items.append(
                     Item(
                         store=store, number=number, tokens=tuple(tokens), pieces=tuple(pieces),
@@ -240,6 +285,16 @@ def deal(
     return batches
 
 
+def deal_buckets(
+    items: list[Item], plan: Buckets, *, epoch: int, shares: Mapping[str, float] | None = None
+) -> list[list[Item]]:
+    """The same with batches of a bucket each: see buckets.py."""
+    dice = random.Random(f"{plan.seed}:{epoch}")
+    chosen = list(items) if shares is None else _balance(items, shares, dice)
+    dealt = BucketSampler([item.seconds for item in chosen], plan).dealt(epoch)
+    return [[chosen[number] for number in batch] for batch in dealt]
+
+
 def _balance(items: list[Item], shares: Mapping[str, float], dice: random.Random) -> list[Item]:
     chosen: list[Item] = []
     total = sum(shares.values())
@@ -255,20 +310,33 @@ def _balance(items: list[Item], shares: Mapping[str, float], dice: random.Random
     return chosen
 
 
-def collate(items: list[Item], *, end: int) -> Batch:
-    """Read the frames and pad everything to the longest of the batch."""
-    frames = [item.store.frames(item.number) for item in items]
-    lengths = torch.tensor([len(f) for f in frames])
+def collate(items: list[Item], *, end: int, seed: Sequence[int] = (0,)) -> Batch:
+    """Read the frames, or the sound, and pad everything to the longest of the batch. ``seed``: of what is changed in
+    the sound."""
     tokens = torch.full((len(items), max(len(i.tokens) for i in items)), end)
     for row, item in enumerate(items):
         tokens[row, : len(item.tokens)] = torch.tensor(item.tokens)
     pieces = [torch.tensor(item.pieces) for item in items]
     names = list(LANGUAGES)
     return Batch(
-        speech=Speech(frames=torch.nn.utils.rnn.pad_sequence(frames, batch_first=True), lengths=lengths),
+        speech=_speech(items, seed),
         languages=torch.tensor([names.index(item.language) for item in items]),
         tokens=tokens,
         lengths=torch.tensor([len(item.tokens) for item in items]),
         pieces=torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True),
         piece_lengths=torch.tensor([len(item.pieces) for item in items]),
     )
+
+
+def _speech(items: list[Item], seed: Sequence[int]) -> Speech | Mel:
+    if not all(isinstance(item.store, FeatureStore) for item in items):
+        mels = [
+            item.store.mel((item.number, *item.more), np.random.default_rng([*seed, row]))
+            for row, item in enumerate(items)
+            if not isinstance(item.store, FeatureStore)
+        ]
+        features, lengths = stack(mels)
+        return Mel(features=features, lengths=lengths)
+    frames = [item.store.frames(item.number) for item in items if isinstance(item.store, FeatureStore)]
+    sizes = torch.tensor([len(f) for f in frames])
+    return Speech(frames=torch.nn.utils.rnn.pad_sequence(frames, batch_first=True), lengths=sizes)

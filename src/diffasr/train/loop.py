@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,10 +24,18 @@ from diffasr.errors import RecipeError
 from diffasr.evaluate.store import Decoder, score_store
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import Model
-from diffasr.train.data import FeatureStore, Item, collate, deal, read_items
+from diffasr.train.augment import Augment
+from diffasr.train.buckets import Buckets
+from diffasr.train.data import FeatureStore, Item, collate, deal, deal_buckets, read_items
+from diffasr.train.distributed import Step, Team, load_state, recompute_, save_state, spread_
 from diffasr.train.lora import add_lora, merge_lora
+from diffasr.train.recordings import Recordings, joined
 from diffasr.train.stages import Recipe, Stage
+from diffasr.train.start import start
 from diffasr.train.step import losses
+
+MAX_TOKENS = 160
+"""Longest text that is trained on."""
 
 
 @dataclass
@@ -52,24 +61,31 @@ def train(recipe: Recipe, out: Path, *, overfit: int = 0, stop_after: int | None
 def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop: Callable[[], bool]) -> Path:
     """The loop itself."""
     out.mkdir(parents=True, exist_ok=True)
-    model = checkpoint.load(recipe.init)
+    team = Team()
+    first = torch.device("cpu") if recipe.spread else team.device  # no card need ever hold what is to be spread
+    model = start(recipe.init, device=first, precision=recipe.precision, seed=recipe.seed)
     network = model.network
-    items = read_items((FeatureStore(p) for p in recipe.features), model.tokenizer, max_tokens=160)
-    if not items:
-        raise RecipeError(f"{recipe.name}: the feature stores hold no utterance that fits")
-    dev = FeatureStore(recipe.dev)
+    if recipe.spread:
+        spread_(network)
+        network.to(team.device)
+    if recipe.recompute:
+        recompute_(network)
+    items = _items(recipe, model)
+    teacher = checkpoint.load(recipe.teacher, device=str(team.device)).network if recipe.teacher else None
+    dev = FeatureStore(recipe.dev) if recipe.dev.is_dir() else _recordings(recipe.dev, Augment(), model)
     looks: Sequence[int] = range(0, len(dev.utterances), max(1, len(dev.utterances) // recipe.evaluate_count))
     if overfit:
         items, dev = items[:overfit], items[0].store
         looks = [item.number for item in items if item.store is dev]
     shares = None if overfit else recipe.shares
-    place, saved = _resume(out / "state.pt")
+    saved = load_state(out / "state.pt")
+    place = Place(**saved["place"]) if saved else Place()
     if saved is not None and saved["optimiser"] is None:  # it stopped between two stages, or after the last
-        network.load_state_dict(saved["network"])
+        network.load_state_dict(saved["network"], strict=False)
         saved = None
     done = 0
     log = out / "log.jsonl"
-    board = _board(out)
+    board = _board(out) if team.is_first else None
 
     for number, stage in enumerate(recipe.stages):
         if number < place.stage:
@@ -77,29 +93,43 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
         parameters, optimiser = _prepare(network, stage, recipe.seed)
         average = [p.detach().clone() for p in parameters]
         if saved is not None:
-            network.load_state_dict(saved["network"])
+            network.load_state_dict(saved["network"], strict=False)
             optimiser.load_state_dict(saved["optimiser"])
-            average, saved = saved["average"], None
+            average, saved = [value.to(team.device) for value in saved["average"]], None
         batches = _batches(items, recipe, place, shares)
+        step = team.wrap(Step(network, partial(losses, stage=stage, tokenizer=model.tokenizer, teacher=teacher)))
+        mine = team.share(stage.batches)
         columns = (
             TextColumn(stage.name),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
         )
-        with Progress(*columns, speed_estimate_period=300) as bar:
+        with Progress(*columns, speed_estimate_period=300, disable=not team.is_first) as bar:
             task = bar.add_task("", total=stage.steps, completed=place.step)
             while place.step < stage.steps:
                 started = time.perf_counter()
-                batch = collate(next(batches), end=model.tokenizer.end)
                 rate = _set_rates(optimiser, stage, place.step)
-                generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + number * 500_009 + place.step)
-                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.autocast):
-                    parts = losses(network, batch, stage, tokenizer=model.tokenizer, generator=generator)
-                weighted = [getattr(stage, name) * value for name, value in parts.items()]
-                total = torch.stack(weighted).sum()
                 optimiser.zero_grad(set_to_none=True)
-                total.backward()
+                told: dict[str, float] = {}
+                rows = 0
+                for turn in range(stage.batches):
+                    chosen = next(batches)
+                    rows += len(chosen)
+                    if turn not in mine:
+                        continue
+                    batch = collate(chosen, end=model.tokenizer.end, seed=(recipe.seed, place.epoch, place.batch))
+                    generator = torch.Generator(team.device).manual_seed(
+                        recipe.seed * 1_000_003 + number * 500_009 + place.step + turn * 7_368_787
+                    )
+                    with team.gathering(step, turn == mine[-1]):
+                        with team.device, torch.autocast(team.device.type, torch.bfloat16, enabled=recipe.autocast):
+                            parts = step(team.on_device(batch), generator)
+                        weighted = [getattr(stage, name) * value for name, value in parts.items()]
+                        (torch.stack(weighted).sum() / len(mine)).backward()
+                    for name, value in parts.items():
+                        told[name] = told.get(name, 0.0) + float(value.detach()) / len(mine)
+                told = team.mean(told | {"stop": float(stop())})
                 norm = nn.utils.clip_grad_norm_(parameters, stage.clip)
                 if not bool(norm.isfinite()):
                     raise RecipeError(f"{stage.name} step {place.step}: the gradient is {float(norm)}; lower the rate")
@@ -108,31 +138,58 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                 place.step += 1
                 done += 1
 
-                entry: dict[str, Any] = {name: round(float(value.detach()), 4) for name, value in parts.items()}
+                leaving = told.pop("stop") > 0 or done == stop_after
+                entry: dict[str, Any] = {name: round(value, 4) for name, value in told.items()}
                 entry |= {"norm": round(float(norm), 3), "rate": rate, "seconds": time.perf_counter() - started}
-                entry |= {"rows": len(batch.tokens)}
-                bar.update(
-                    task, advance=1, description=" ".join(f"{k} {float(v.detach()):.3f}" for k, v in parts.items())
-                )
+                entry |= {"rows": rows}
+                bar.update(task, advance=1, description=" ".join(f"{k} {v:.3f}" for k, v in told.items()))
                 if place.step % recipe.evaluate_every == 0 or place.step == stage.steps:
-                    with _averaged(parameters, average):
+                    with _averaged(parameters, average):  # by all: reading spread weights takes all of them
                         entry |= _look(model, dev, looks, stage)
-                _write(log, board, {"stage": stage.name, "step": place.step, "epoch": place.epoch} | entry)
-                leaving = stop() or done == stop_after
+                if team.is_first:
+                    _write(log, board, {"stage": stage.name, "step": place.step, "epoch": place.epoch} | entry)
                 if leaving or place.step % recipe.save_every == 0:
-                    _save(out / "state.pt", network, optimiser, average, place)
+                    save_state(out / "state.pt", _state(network, recipe, optimiser, average, place), team)
                 if leaving:
                     print(f"stopped at {stage.name} step {place.step}; the same command goes on from there")
                     return out / "model"
         with torch.no_grad():
             for parameter, value in zip(parameters, average, strict=True):
                 parameter.copy_(value)
-        merge_lora(network)
+        if model.config.backbone == "whisper":  # a gemma's LoRA is its checkpoint
+            merge_lora(network)
         place.stage, place.step = number + 1, 0
-        checkpoint.save(out / stage.name, model)
-        _save(out / "state.pt", network, None, [], place)
-    checkpoint.save(out / "model", model)
+        if team.is_first:
+            checkpoint.save(out / stage.name, model)
+        save_state(out / "state.pt", _state(network, recipe, None, [], place), team)
+    if team.is_first:
+        checkpoint.save(out / "model", model)
+    team.wait()
     return out / "model"
+
+
+def _items(recipe: Recipe, model: Model) -> list[Item]:
+    """All that the recipe trains on."""
+    wrong = {"whole": recipe.features, "padded": recipe.manifests}.get(model.config.encoder.mode)
+    if wrong:
+        raise RecipeError(
+            f"{recipe.name}: a model whose encoder mode is {model.config.encoder.mode} can't train on {wrong[0]}: "
+            "features are for natural and padded, manifests for natural and whole"
+        )
+    stores: list[FeatureStore | Recordings] = [FeatureStore(p) for p in recipe.features]
+    stores += [_recordings(place, recipe.augment, model) for place in recipe.manifests]
+    items = read_items(stores, model.tokenizer, max_tokens=MAX_TOKENS, strides=model.config.projector.strides)
+    if not items:
+        raise RecipeError(f"{recipe.name}: its features or manifests hold no utterance that fits")
+    if recipe.manifests and recipe.augment.joined > 0:
+        items += joined(items, model.tokenizer, share=recipe.augment.joined, seed=recipe.seed, max_tokens=MAX_TOKENS)
+    return items
+
+
+def _recordings(manifest: Path | str, augment: Augment, model: Model) -> Recordings:
+    """Utterances as sound, in the mel bands and of the length that the model hears."""
+    ears = model.config.encoder
+    return Recordings(manifest, augment, mels=ears.mels, whole=ears.mode == "whole")
 
 
 def _prepare(network: nn.Module, stage: Stage, seed: int) -> tuple[list[nn.Parameter], torch.optim.AdamW]:
@@ -145,27 +202,33 @@ def _prepare(network: nn.Module, stage: Stage, seed: int) -> tuple[list[nn.Param
     groups = []
     for part, rate in sorted(stage.rates.items()):
         chosen = [p for name, p in network.named_parameters() if part_of(name) == part]
+        if part == "encoder":
+            chosen = last_layers(network, stage.encoder_layers)
         for parameter in chosen:
+            parameter.data = parameter.data.float()  # a step is too small for bfloat16 to see
             parameter.requires_grad_(True)
         groups.append({"params": chosen, "peak": rate, "lr": rate})
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=stage.weight_decay, fused=True)
     return [p for g in optimiser.param_groups for p in g["params"]], optimiser
 
 
+def last_layers(network: nn.Module, count: int) -> list[nn.Parameter]:
+    """Parameters of the last ``count`` layers of the encoder, and of its last norm."""
+    encoder = network.get_submodule("encoder")
+    layers = list(encoder.get_submodule("layers").children())[-count:]
+    return [p for module in (*layers, encoder.get_submodule("layer_norm")) for p in module.parameters()]
+
+
 def part_of(name: str) -> str:
-    """Which part of a recipe a parameter belongs to, by its name; the encoder belongs to none."""
+    """Which part of a recipe a parameter belongs to, by its name."""
     if "lora_" in name:
         return "lora"
-    match name.split("."):
-        case ["projector", *_]:
-            return "projector"
-        case ["decoder", "conditioning" | "future", *_]:
-            return "conditioning"
-        case ["decoder", "embed_tokens", *_]:
-            return "embedding"
-        case ["decoder", *_]:
-            return "decoder"
-    return "frozen"
+    first, second = (*name.split("."), "")[:2]
+    if first == "decoder":
+        return {"conditioning": "conditioning", "future": "conditioning", "embed_tokens": "embedding"}.get(
+            second, "decoder"
+        )
+    return first if first in ("encoder", "projector") else "frozen"
 
 
 def _set_rates(optimiser: torch.optim.AdamW, stage: Stage, step: int) -> float:
@@ -183,8 +246,12 @@ def _set_rates(optimiser: torch.optim.AdamW, stage: Stage, step: int) -> float:
 def _batches(items: list[Item], recipe: Recipe, place: Place, shares: dict[str, float] | None) -> Iterator[list[Item]]:
     """Batches from ``place`` on, for ever; ``place`` moves along."""
     while True:
-        seconds = recipe.stages[place.stage].seconds
-        dealt = deal(items, epoch=place.epoch, seed=recipe.seed, seconds=seconds, shares=shares)
+        stage = recipe.stages[place.stage]
+        if recipe.buckets:
+            plan = Buckets(seconds=stage.seconds, count=recipe.buckets, together=stage.batches, seed=recipe.seed)
+            dealt = deal_buckets(items, plan, epoch=place.epoch, shares=shares)
+        else:
+            dealt = deal(items, epoch=place.epoch, seed=recipe.seed, seconds=stage.seconds, shares=shares)
         while place.batch < len(dealt):
             place.batch += 1
             yield dealt[place.batch - 1]
@@ -216,7 +283,7 @@ class _averaged:
             value.copy_(kept)
 
 
-def _look(model: Model, dev: FeatureStore, numbers: Sequence[int], stage: Stage) -> dict[str, float]:
+def _look(model: Model, dev: FeatureStore | Recordings, numbers: Sequence[int], stage: Stage) -> dict[str, float]:
     """Character error rates on some utterances of ``dev``."""
     decoders: tuple[Decoder, ...] = ("ctc", "diffusion") if stage.diffusion > 0 else ("ctc",)
     out: dict[str, float] = {}
@@ -227,24 +294,22 @@ def _look(model: Model, dev: FeatureStore, numbers: Sequence[int], stage: Stage)
     return out
 
 
-def _save(
-    path: Path, network: nn.Module, optimiser: torch.optim.Optimizer | None, average: Iterable[Tensor], place: Place
-) -> None:
-    state = {
-        "network": network.state_dict(),
+def _state(
+    network: nn.Module,
+    recipe: Recipe,
+    optimiser: torch.optim.Optimizer | None,
+    average: Iterable[Tensor],
+    place: Place,
+) -> dict[str, Any]:
+    """All that a run needs to go on; of the network only what some stage trains, or merges LoRA into."""
+    parts = {part for stage in recipe.stages for part in stage.rates}
+    parts |= {"decoder"} if "lora" in parts else set()
+    return {
+        "network": {name: value for name, value in network.state_dict().items() if part_of(name) in parts},
         "optimiser": optimiser.state_dict() if optimiser else None,
         "average": list(average),
         "place": vars(place),
     }
-    torch.save(state, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
-
-
-def _resume(path: Path) -> tuple[Place, dict[str, Any] | None]:
-    if not path.is_file():
-        return Place(), None
-    saved: dict[str, Any] = torch.load(path, weights_only=True)
-    return Place(**saved["place"]), saved
 
 
 @contextmanager

@@ -7,11 +7,18 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from diffasr.errors import RecipeError
+
 TARGETS = r".*decoder\.layers\..*\.(q_proj|k_proj|v_proj|out_proj)"
 
 
 def add_lora(network: nn.Module, rank: int) -> None:
-    """Wrap q, k, v and o of every decoder layer; without effect until trained."""
+    """Wrap q, k, v and o of every decoder layer of a whisper, without effect until trained. A gemma has its own."""
+    held = {m.r["default"] for m in network.modules() if isinstance(m, LoraLayer)}
+    if held - {rank}:
+        raise RecipeError(f"the checkpoint has LoRA of rank {held.pop()}: set lora_rank to it, got {rank}")
+    if held:
+        return
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS), network)
 
 

@@ -4,12 +4,14 @@ import os
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from diffasr.errors import RecipeError
+from diffasr.model.precision import Precision
 from diffasr.text import LANGUAGES
+from diffasr.train.augment import Augment
 
-PARTS = ("projector", "conditioning", "embedding", "decoder", "lora")
+PARTS = ("encoder", "projector", "conditioning", "embedding", "decoder", "lora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +28,30 @@ class Stage:
     """Share of the peak at the last step."""
     seconds: float = 120.0
     """Audio a batch, padding included."""
+    batches: int = 1
+    """Batches a step, whose gradients are averaged: a multiple of the number of processes, which share them."""
     diffusion: float = 1.0
     """Weight of the diffusion loss."""
     ar: float = 0.0
     """Weight of the autoregressive loss."""
     ctc: float = 0.0
     """Weight of the CTC loss."""
+    distil: float = 0.0
+    """Weight of the distance from the recipe's teacher, with the causal mask on."""
+    teaches: tuple[str, ...] = ("en", "de", "fr", "es", "zh")
+    """Languages in which the teacher is worth listening to."""
     ctc_extra: int = 3072
     """Labels that CTC tells apart from those of the batch, drawn anew each step."""
     ar_share: float = 0.25
-    """Share of a batch's rows that the autoregressive loss sees."""
+    """Share of a batch's rows that the losses with the causal mask on see."""
+    ar_draft: float = 0.0
+    """Share of those rows that read what CTC may have heard instead of the truth."""
+    drift: float = 0.0
+    """Share of such drafts that, up to a cut, have words too many or too few, as at inference."""
+    diffusion_share: float = 1.0
+    """Share of a batch's rows that the diffusion loss sees."""
+    encoder_layers: int = 2
+    """How many of the encoder's last layers learn, when ``rates`` has encoder."""
     full_share: float = 0.2
     """Share of the noisy canvases that are nothing but noise."""
     draft_share: float = 0.0
@@ -56,6 +72,8 @@ class Stage:
     """Share of the numbers in the frames that are set to 0."""
     slack: int = 12
     """Most extra canvas places that a batch gets, at random, before the bucket is chosen."""
+    smoothing: float = 0.0
+    """Share of each target token that is spread over the vocabulary (label smoothing)."""
     ema: float = 0.999
     """Decay of the average weights, which the stage ends with."""
     clip: float = 1.0
@@ -70,19 +88,24 @@ class Stage:
             raise RecipeError(f"stage {self.name}: rates names {sorted(unknown) or 'nothing'}; parts are {PARTS}")
         if "lora" in self.rates and "decoder" in self.rates:
             raise RecipeError(f"stage {self.name}: train the decoder or its lora, not both")
-        if self.steps < 1 or self.seconds <= 0 or self.warmup < 0 or self.slack < 0 or self.lora_rank < 1:
-            raise RecipeError(
-                f"stage {self.name}: steps, seconds and lora_rank must be above 0, warmup and slack 0 or more"
-            )
-        for name in ("ar_share", "full_share", "draft_share", "draft_noise", "hint_drop", "mask", "dropout",
-                     "conditioned_share", "unroll_share", "final_rate", "ema"):  # fmt: skip
+        if min(self.steps, self.batches, self.lora_rank, self.encoder_layers) < 1 or self.seconds <= 0:
+            raise RecipeError(f"stage {self.name}: steps, seconds, batches, lora_rank, encoder_layers must be above 0")
+        if self.warmup < 0 or self.slack < 0:
+            raise RecipeError(f"stage {self.name}: warmup and slack must be 0 or more")
+        unknown = set(self.teaches) - set(LANGUAGES)
+        if unknown:
+            raise RecipeError(f"stage {self.name}: teaches names {sorted(unknown)}; languages are {list(LANGUAGES)}")
+        for name in ("ar_share", "ar_draft", "drift", "diffusion_share", "full_share", "draft_share",
+                     "draft_noise", "hint_drop", "mask", "dropout", "conditioned_share", "unroll_share",
+                     "final_rate", "smoothing", "ema"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"stage {self.name}: {name} is a share from 0 to 1, got {getattr(self, name)}")
         if self.clip <= 0 or min(*self.rates.values(), self.weight_decay, self.ctc_extra, self.blur) < 0:
             raise RecipeError(
                 f"stage {self.name}: clip must be above 0, rates, weight_decay, ctc_extra and blur 0 or more"
             )
-        if min(self.diffusion, self.ar, self.ctc) < 0 or self.diffusion + self.ar + self.ctc == 0:
+        weights = (self.diffusion, self.ar, self.ctc, self.distil)
+        if min(weights) < 0 or not sum(weights):
             raise RecipeError(f"stage {self.name}: loss weights must be 0 or more, and one above 0")
 
 
@@ -91,18 +114,32 @@ class Recipe:
     """A whole training run. Paths are relative to the recipe's folder."""
 
     name: str
-    init: Path
-    """The checkpoint folder to start from."""
-    features: tuple[Path, ...]
-    """Feature stores to train on."""
+    init: Path | str
+    """Where to start from: a checkpoint's folder, a Whisper or a DiffusionGemma (folder or hub id). See start.py."""
     dev: Path
-    """The feature store that is scored now and then, and never trained on."""
+    """The feature store, or manifest, that is scored now and then, and never trained on."""
     stages: tuple[Stage, ...]
+    features: tuple[Path, ...] = ()
+    """Feature stores to train on; or"""
+    manifests: tuple[Path | str, ...] = ()
+    """manifests or tar shards to train on, here or remote, whose sound is changed and encoded in each step."""
+    augment: Augment = field(default_factory=Augment)
+    """How that sound is changed."""
+    teacher: Path | None = None
+    """The checkpoint that the loss ``distil`` keeps near to."""
     shares: dict[str, float] | None = None
     """How much of an epoch each language gets; None: as it comes."""
+    buckets: int = 0
+    """Batches are of so many classes of length, each with as many rows as fit; 0: of neighbours in length."""
     seed: int = 0
     autocast: bool = True
-    """Matrix products in bfloat16; weights stay float32."""
+    """Matrix products in bfloat16; weights that learn stay float32."""
+    precision: Precision = "float32"
+    """Of weights that stay frozen; int8 and int4 are for gemma."""
+    recompute: bool = False
+    """Gradient checkpointing: less memory, about a third more work."""
+    spread: bool = False
+    """Each process holds a part of a frozen gemma (FSDP2), not all of it."""
     evaluate_every: int = 500
     """Steps between looks at ``dev``."""
     evaluate_count: int = 60
@@ -114,8 +151,19 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if not names or len({*names, "model"}) <= len(names):  # out/model holds the result
             raise RecipeError(f"{self.name}: each stage needs a name of its own, and not model, got {names}")
-        if min(self.evaluate_every, self.evaluate_count, self.save_every) < 1:
-            raise RecipeError(f"{self.name}: evaluate_every, evaluate_count and save_every must be at least 1")
+        if min(self.evaluate_every, self.evaluate_count, self.save_every) < 1 or self.buckets < 0:
+            raise RecipeError(
+                f"{self.name}: evaluate_every, evaluate_count and save_every must be at least 1, buckets 0 or more"
+            )
+        if self.precision not in get_args(Precision):
+            raise RecipeError(f"{self.name}: precision is one of {get_args(Precision)}, got {self.precision!r}")
+        if bool(self.manifests) == bool(self.features):
+            raise RecipeError(f"{self.name}: name features or manifests to train on, one of the two")
+        for stage in self.stages:
+            if "encoder" in stage.rates and not self.manifests:
+                raise RecipeError(f"{self.name}: stage {stage.name} trains the encoder: name manifests, not features")
+            if stage.distil > 0 and self.teacher is None:
+                raise RecipeError(f"{self.name}: stage {stage.name} has a weight for distil: name a teacher")
         unknown = set(self.shares or ()) - set(LANGUAGES)
         if unknown:
             raise RecipeError(f"{self.name}: shares names {sorted(unknown)}; languages are {', '.join(LANGUAGES)}")
@@ -136,14 +184,28 @@ class Recipe:
             raise RecipeError(f"{file}: {error}") from error
         base = file.parent
         try:
-            stages = tuple(_checked(Stage, row) for row in table.pop("stage"))
-            table["init"] = base / table["init"]
+            stages = tuple(_checked(Stage, row | _tuples(row)) for row in table.pop("stage"))
+            table["init"] = place_of(base, table["init"])
             table["dev"] = base / table["dev"]
-            table["features"] = tuple(base / p for p in table["features"])
+            table["features"] = tuple(base / p for p in table.get("features", ()))
+            table["manifests"] = tuple(p if "://" in p else base / p for p in table.get("manifests", ()))
+            if "teacher" in table:
+                table["teacher"] = base / table["teacher"]
+            table["augment"] = _checked(Augment, table.get("augment", {}))
         except KeyError as error:
             raise RecipeError(f"{file} lacks {error}") from error
         recipe: Recipe = _checked(cls, table | {"stages": stages, "folder": base})
         return recipe
+
+
+def place_of(base: Path, name: str) -> Path | str:
+    """Where training starts: a path from ``base``, or a hub id, which has one slash and is no path that exists."""
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not (base / name).exists()
+    return name if is_hub_id else base / Path(name).expanduser()
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) for key, value in row.items() if isinstance(value, list)}
 
 
 def _checked(kind: type, table: dict[str, Any]) -> Any:

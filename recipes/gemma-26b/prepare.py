@@ -1,0 +1,100 @@
+"""Published corpora in, tar shards out: LibriSpeech, VoxPopuli and FLEURS, six languages.
+
+    python recipes/gemma-26b/prepare.py librispeech data/LibriSpeech s3://speech/librispeech-*.tar
+    python recipes/gemma-26b/prepare.py voxpopuli data/voxpopuli s3://speech/voxpopuli-*.tar      # en, de, fr, es
+    python recipes/gemma-26b/prepare.py fleurs hub s3://speech/fleurs-*.tar                       # all six
+    python recipes/gemma-26b/prepare.py fleurs hub data/fleurs-dev-*.tar --split validation
+
+lhotse reads the first two as `lhotse download librispeech` and `lhotse download voxpopuli` leave them; FLEURS comes
+from the hub's Parquet copy. Texts are in lower case: LibriSpeech has no other, and one style is easier to learn.
+"""
+
+import argparse
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import soundfile
+
+from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS
+from diffasr.evaluate.sets import read_set
+from diffasr.text import LANGUAGES
+from diffasr.train.data import Utterance
+from diffasr.train.tar import write_shards
+
+PARTS = {
+    "train": ["train-clean-100", "train-clean-360", "train-other-500"], "validation": ["dev-clean"],
+    "test": ["test-clean"],
+}  # fmt: skip
+PARLIAMENT = ("en", "de", "fr", "es")
+
+Rows = Iterator[tuple[Utterance, bytes]]
+
+
+def librispeech(folder: str, split: str) -> Rows:
+    """Utterances of LibriSpeech as its tars unpack."""
+    from lhotse.recipes import prepare_librispeech
+
+    for manifests in prepare_librispeech(folder, dataset_parts=PARTS[split]).values():
+        yield from _cuts(manifests, "en", "librispeech")
+
+
+def voxpopuli(folder: str, split: str) -> Rows:
+    """Transcribed segments of VoxPopuli in four of the six languages; it has no Hindi and no Mandarin."""
+    from lhotse.recipes import prepare_voxpopuli
+
+    for language in PARLIAMENT:
+        manifests = prepare_voxpopuli(folder, task="asr", lang=language)
+        yield from _cuts(manifests["dev" if split == "validation" else split], language, "voxpopuli")
+
+
+def fleurs(_: str, split: str) -> Rows:
+    """FLEURS of the hub, in all six."""
+    for language in LANGUAGES:
+        for clip in read_set(f"hf:fleurs:{language}:{split}").clips:
+            audio = clip.audio if isinstance(clip.audio, bytes) else Path(str(clip.audio)).read_bytes()
+            yield _utterance(clip.text, clip.duration, language, "fleurs", clip.speaker), audio
+
+
+def _cuts(manifests: dict[str, Iterable[object]], language: str, source: str) -> Rows:
+    """What lhotse prepared, cut at its supervisions, as flac."""
+    from lhotse import CutSet
+
+    for cut in CutSet.from_manifests(**manifests).trim_to_supervisions(keep_overlapping=False):
+        said = cut.supervisions[0]
+        if not said.text or cut.duration > WINDOW_SECONDS:
+            continue
+        out = io.BytesIO()
+        soundfile.write(out, cut.resample(SAMPLE_RATE_HZ).load_audio()[0], SAMPLE_RATE_HZ, format="FLAC")
+        yield _utterance(said.text, cut.duration, language, source, said.speaker or ""), out.getvalue()
+
+
+def _utterance(text: str, duration: float, language: str, source: str, speaker: str) -> Utterance:
+    return Utterance(audio="clip.flac", duration=duration, text=text.lower(), language=language, source=source,
+                     speaker=str(speaker))  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write shards, and say what is in them."""
+    corpora = {"librispeech": librispeech, "voxpopuli": voxpopuli, "fleurs": fleurs}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", choices=corpora)
+    parser.add_argument("folder", help="where it lies; for fleurs any word")
+    parser.add_argument("shards", help="an address with one * that ends in .tar")
+    parser.add_argument("--split", choices=PARTS, default="train")
+    args = parser.parse_args(argv)
+    seconds: dict[str, list[float]] = {}
+
+    def told() -> Rows:
+        for utterance, audio in corpora[args.corpus](args.folder, args.split):
+            seconds.setdefault(utterance.language, []).append(utterance.duration)
+            yield utterance, audio
+
+    written = write_shards(told(), args.shards)
+    for language, held in sorted(seconds.items()):
+        print(f"{args.corpus} {language}: {len(held):,} utterances, {sum(held) / 3600:.1f} h")
+    print(f"{len(written)} shards, the last {written[-1] if written else 'never written'}")
+
+
+if __name__ == "__main__":
+    main()

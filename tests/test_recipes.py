@@ -1,0 +1,98 @@
+"""The recipes beside the mini are read, their scripts run, and what they prepare is what they train on."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from diffasr.audio import load_audio
+from diffasr.train.stages import Recipe
+from diffasr.train.tar import read_shards, sound
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def script(name: str) -> dict[str, Any]:
+    """The names of a recipe's script."""
+    return runpy.run_path(str(RECIPES / "gemma-26b" / f"{name}.py"))
+
+
+@pytest.mark.parametrize(("name", "init"), [("gemma-26b", "google/diffusiongemma-26B-A4B-it"),
+                                            ("whisper", "openai/whisper-small")])  # fmt: skip
+def test_recipes_are_whole_and_start_from_the_hub(name: str, init: str) -> None:
+    recipe = Recipe.load(RECIPES / name)
+    assert (recipe.name, recipe.init) == (name, init)
+    assert recipe.stages[0].ctc > 0 and recipe.stages[-1].diffusion > 0
+    assert recipe.manifests and recipe.recompute
+
+
+def test_ten_epochs_are_what_the_recipe_says_and_what_the_cost_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    last = Recipe.load(RECIPES / "gemma-26b").stages[-1]
+    assert last.steps * last.batches * last.seconds / 30 == pytest.approx(10 * 714_000, rel=0.01)
+    cost = script("cost")
+    plain, again = (cost["operations"](recompute=recompute) for recompute in (False, True))
+    assert 1.1 * plain < again < 1.4 * plain
+    cost["main"](["--utterances", "1000", "--epochs", "1"])
+    small = capsys.readouterr().out
+    cost["main"](["--utterances", "100000", "--epochs", "10"])
+    large = capsys.readouterr().out
+    assert "counted and not measured" in small
+    hours = [[float(c.replace(",", "")) for c in line.split("|")[2:5]] for line in large.splitlines() if "H100" in line]
+    expected = plain * 1e6 / (989e12 * 0.1) / 3600
+    assert hours[0][0] == pytest.approx(expected, abs=0.6) and hours[1][0] > hours[0][0]
+
+
+def write_librispeech(folder: Path) -> None:
+    """Two utterances as the tars of LibriSpeech unpack."""
+    for part in ("train-clean-100", "train-clean-360", "train-other-500"):
+        place = folder / part / "19" / "198"
+        place.mkdir(parents=True)
+        lines = []
+        for number in range(2):
+            name = f"19-198-000{number}"
+            samples = np.random.default_rng(number).normal(0, 0.1, 8000 * (number + 1))
+            soundfile.write(place / f"{name}.flac", samples, 16_000)
+            lines.append(f"{name} THE CAT {number}\n")
+        (place / "19-198.trans.txt").write_text("".join(lines))
+    (folder / "SPEAKERS.TXT").write_text("19 | F | train-clean-100 | 1 | x\n")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_librispeech_becomes_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lhotse")
+    corpus = tmp_path / "LibriSpeech"
+    write_librispeech(corpus)
+    script("prepare")["main"](["librispeech", str(corpus), "memory://prepared/train-*.tar"])
+    read = read_shards("memory://prepared/train-*.tar")
+    assert [(u.text, u.language, u.duration, u.speaker) for u in read[:2]] == [
+        ("the cat 0", "en", 0.5, "19"), ("the cat 1", "en", 1.0, "19"),
+    ]  # fmt: skip
+    assert len(read) == 6
+    np.testing.assert_allclose(
+        load_audio(sound(read[1].audio)),
+        load_audio(corpus / "train-clean-100" / "19" / "198" / "19-198-0001.flac"), atol=1e-4,
+    )  # fmt: skip
+    assert "librispeech en: 6 utterances" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fleurs_comes_as_the_evaluation_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffasr.evaluate.sets import Clip, EvaluationSet
+
+    file = tmp_path / "a.flac"
+    soundfile.write(file, np.zeros(1600), 16_000)
+    asked: list[str] = []
+
+    def read_set(spec: str) -> EvaluationSet:
+        asked.append(spec)
+        clip = Clip(id="a", audio=file.read_bytes(), duration=0.1, text="Wort", language="de", speaker="")
+        return EvaluationSet(name=spec, clips=(clip,))
+
+    names = script("prepare")
+    monkeypatch.setitem(names["fleurs"].__globals__, "read_set", read_set)
+    rows = list(names["fleurs"]("hub", "validation"))
+    assert asked == [f"hf:fleurs:{code}:validation" for code in ("en", "de", "fr", "es", "hi", "zh")]
+    assert [(u.language, u.text, held) for u, held in rows][1] == ("de", "wort", file.read_bytes())
