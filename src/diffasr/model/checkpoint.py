@@ -1,31 +1,39 @@
 """Folders in, models out, and back. Device and precision are decided here and nowhere else.
 
 A checkpoint is config.json + model.safetensors + tokenizer.json. Matrices may be stored as int8 with one float16 scale
-a row (``name`` and ``name.scale``): a quarter of the size, read back to float32.
+a row (``name`` and ``name.scale``): a quarter of the size, read back to float32, or used as they are (quantised.py). A
+gemma checkpoint holds an adapter alone: see adapter.py.
 """
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffasr.errors import DownloadError, ModelError, OptionError
+from diffasr.errors import ModelError, OptionError
+from diffasr.model import hub, quantised
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffasr.model.encoder import WhisperEncoder
+from diffasr.model.precision import Precision
 from diffasr.model.projector import Projector
+from diffasr.model.quantised import quantise
 from diffasr.model.whisper import WhisperDecoder, WhisperNetwork
 from diffasr.text import LANGUAGES, Tokenizer
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json")
-WHISPER_FILES = ("config.json", "model.safetensors")
-EMBEDDED = ("mini",)
+if TYPE_CHECKING:
+    from diffasr.model.gemma import GemmaNetwork
+
+_READ = 32  # tensors at a time
+FILES = hub.FILES
+find = hub.find
 PROJECTOR = ProjectorConfig(hidden=768, strides=2, layers=2, letters=2)
 """What a Whisper is given to become ours: 12.5 audio tokens a second, and CTC labels of two letters."""
 
@@ -34,23 +42,23 @@ PROJECTOR = ProjectorConfig(hidden=768, strides=2, layers=2, letters=2)
 class Model:
     """A network with the tokenizer and the config that belong to it."""
 
-    network: WhisperNetwork
+    network: "WhisperNetwork | GemmaNetwork"
+    """Behind the Network interface; each is a torch module too."""
     tokenizer: Tokenizer
     config: ModelConfig
 
 
 def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
-    """A network with random weights; raises ModelError when config and tokenizer do not fit."""
+    """A whisper network with random weights; raises ModelError when config and tokenizer do not fit."""
+    if not isinstance(config.decoder, DecoderConfig):
+        raise ModelError(
+            f"{config.name} has a {config.backbone} backbone: its network is built by diffasr.model.adapter"
+        )
     if tokenizer.size != config.decoder.vocabulary:
         raise ModelError(f"the tokenizer has {tokenizer.size} tokens, config.json says {config.decoder.vocabulary}")
-    ears, text, bridge = config.encoder, config.decoder, config.projector
-    encoder = WhisperEncoder(
-        mels=ears.mels, width=ears.width, heads=ears.heads, layers=ears.layers, hidden=ears.hidden,
-        positions=ears.positions,
-    )  # fmt: skip
-    projector = Projector(
-        speech_width=ears.width, hidden=bridge.hidden, width=text.width, strides=bridge.strides, layers=bridge.layers
-    )
+    text = config.decoder
+    encoder = build_encoder(config)
+    projector = build_projector(config, text.width)
     decoder = WhisperDecoder(
         vocabulary=text.vocabulary, width=text.width, heads=text.heads, layers=text.layers, hidden=text.hidden,
         positions=text.positions,
@@ -59,69 +67,97 @@ def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
     return WhisperNetwork(encoder, projector, decoder, prefixes, torch.tensor(tokenizer.alphabet))
 
 
-def find(name: str | os.PathLike[str], *, revision: str | None = None, files: tuple[str, ...] = FILES) -> Path:
-    """The folder of an embedded model, a local folder, or a hub id (downloaded once, then from the cache).
-
-    Raises ModelError for a folder that lacks one of ``files``, DownloadError where the hub cannot be reached.
-    """
-    given = os.fspath(name)
-    if given in EMBEDDED:
-        folder = Path(str(resources.files("diffasr") / "assets" / given))
-    elif Path(given).expanduser().exists() or given.startswith((".", "/", "~")):
-        folder = Path(given).expanduser()
-    else:
-        folder = _download(given, revision, files)
-    missing = [f for f in files if not (folder / f).is_file()]
-    if missing:
-        raise ModelError(
-            f"model {given!r}: {folder} has no {', '.join(missing)}; give a model folder, "
-            f"a hub id such as owner/name, or {' or '.join(EMBEDDED)}"
-        )
-    return folder
+def build_encoder(config: ModelConfig) -> WhisperEncoder:
+    """The ear, untouched by any weights."""
+    ears = config.encoder
+    return WhisperEncoder(
+        mels=ears.mels, width=ears.width, heads=ears.heads, layers=ears.layers, hidden=ears.hidden,
+        positions=ears.positions,
+    )  # fmt: skip
 
 
-def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    if name.count("/") != 1:
-        raise ModelError(f"model {name!r} is neither a folder, nor a hub id (owner/name), nor {EMBEDDED[0]}")
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    except HFValidationError as error:
-        raise ModelError(f"model {name!r} is neither a folder nor a hub id (owner/name)") from error
-    except Exception as error:  # the hub client raises a dozen kinds, none of them with a remedy
-        raise DownloadError(
-            f"model {name!r} could not be fetched from the hub: {error}; is the id right, and is "
-            "there a network? A local folder needs none"
-        ) from error
+def build_projector(config: ModelConfig, width: int) -> Projector:
+    """The bridge from the ear to a language model of ``width``; what is not in its ``norms`` does nothing."""
+    bridge = config.projector
+    made = Projector(
+        speech_width=config.encoder.width, hidden=bridge.hidden, width=width, strides=bridge.strides,
+        layers=bridge.layers,
+    )  # fmt: skip
+    for name in {"norm", "out_norm"} - set(bridge.norms):
+        setattr(made, name, torch.nn.Identity())
+    return made
 
 
-def load(name: str | os.PathLike[str], *, device: str = "cpu", revision: str | None = None) -> Model:
-    """Load a checkpoint for inference: float32 on the CPU, bfloat16 on anything else.
+def load(
+    name: str | os.PathLike[str], *, device: str = "cpu", revision: str | None = None, precision: Precision = "full"
+) -> Model:
+    """Load a checkpoint for inference or as the start of a training.
 
-    name: "mini", a folder, or a hub id. Raises ModelError, DownloadError, OptionError.
+    name: "mini", a folder, a hub id, or the reference's .pt file. precision: see Precision; int4 is for gemma.
+    Raises ModelError, DownloadError, OptionError.
     """
     try:
         target = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch knows the name but not the hardware, or neither
         raise OptionError(f"device {device!r} can't be used here: {str(error).splitlines()[0]}; try cpu") from error
+    dtype = dtype_of(precision, target)
+    if Path(name).suffix == ".pt":
+        return _gemma_part("reference").load(Path(name), device=target, dtype=dtype, precision=precision)
     folder = find(name, revision=revision)
+    if not (folder / "model.safetensors").is_file():
+        file = folder / hub.REFERENCE_FILE
+        return _gemma_part("reference").load(file, device=target, dtype=dtype, precision=precision)
     config = ModelConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
+    if config.backbone == "gemma":
+        return _gemma_part("adapter").load(folder, config, device=target, dtype=dtype, precision=precision)
+    is_int8 = quantised.is_chosen(precision, target)
     tokenizer = Tokenizer.load(folder / "tokenizer.json", letters=config.projector.letters)
     with torch.device("meta"):
         network = build(config, tokenizer)
     network.prefixes = torch.tensor([tokenizer.prefix(code) for code in LANGUAGES])
     network.alphabet = torch.tensor(tokenizer.alphabet)
-    weights = _read_weights(folder / "model.safetensors")
-    fit(network, weights, source=str(folder))
-    network.to(device=target, dtype=torch.float32 if target.type == "cpu" else torch.bfloat16)
+    stored = read_stored(folder / "model.safetensors")
+    if is_int8:
+        quantised.put_(network, stored)
+    fit(network, floats(stored), source=str(folder))
+    network.to(device=target, dtype=dtype)
     return Model(network=network.eval().requires_grad_(False), tokenizer=tokenizer, config=config)
+
+
+def read_config(name: str | os.PathLike[str], *, revision: str | None = None) -> ModelConfig:
+    """The config of a checkpoint, named as in ``load``; of a hub repository no weights are fetched."""
+    folder = find(name, revision=revision, files=hub.FILES[:1])
+    return ModelConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """What numbers are computed in; raises OptionError for a precision that is none."""
+    match precision:
+        case "float32":
+            return torch.float32
+        case "bfloat16":
+            return torch.bfloat16
+        case "auto" | "full" | "int8" | "int4":
+            return torch.float32 if device.type == "cpu" else torch.bfloat16
+    raise OptionError(f"precision {precision!r} is not one of auto, full, float32, bfloat16, int8, int4")
+
+
+def _gemma_part(name: Literal["adapter", "reference"]) -> Any:
+    """A module that needs the packages of the gemma extra."""
+    try:
+        return import_module(f"diffasr.model.{name}")
+    except ImportError as error:
+        raise OptionError(f"a gemma backbone needs more packages ({error}): pip install 'diffasr[gemma]'") from error
 
 
 def fit(network: torch.nn.Module, weights: dict[str, Tensor], *, source: str) -> None:
     """Put ``weights`` into ``network`` (no copy); raises ModelError with a table of what does not fit."""
-    wanted = network.state_dict()
+    compare(network.state_dict(), weights, source=source)
+    network.load_state_dict(weights, assign=True)
+
+
+def compare(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Raise ModelError with a table of names and shapes in which the two differ, if they do."""
     problems = [f"  missing {k} {tuple(v.shape)}" for k, v in wanted.items() if k not in weights]
     problems += [f"  unknown {k} {tuple(v.shape)}" for k, v in weights.items() if k not in wanted]
     problems += [
@@ -131,7 +167,6 @@ def fit(network: torch.nn.Module, weights: dict[str, Tensor], *, source: str) ->
     ]
     if problems:
         raise ModelError(f"the weights in {source} do not fit their config:\n" + "\n".join(problems[:20]))
-    network.load_state_dict(weights, assign=True)
 
 
 def save(
@@ -139,35 +174,55 @@ def save(
 ) -> None:
     """Write a checkpoint folder; what was there before under the same names is replaced, each file whole.
 
-    int8: the matrices of all layers and the token embedding; everything else is float16 then.
+    Of a gemma model the adapter is written, not the language model. int8: the matrices of all layers and the token
+    embedding; everything else is float16 then.
     """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    if quantised.holds(model.network):
+        raise ModelError(f"{model.config.name} is in int8, which can't be saved: load it with precision='full'")
     weights: dict[str, Tensor] = {}
-    for name, value in model.network.state_dict().items():
+    is_gemma = model.config.backbone == "gemma"
+    state = _gemma_part("adapter").adapter(model.network) if is_gemma else model.network.state_dict()
+    for name, value in state.items():
         if precision == "int8" and value.ndim == 2 and (".layers." in name or name == "decoder.embed_tokens.weight"):
             weights[name], weights[f"{name}.scale"] = quantise(value)
         else:
             weights[name] = value.to(torch.float32 if precision == "float32" else torch.float16).contiguous()
+    write(folder, weights, model.config, model.tokenizer)
+
+
+def write(
+    folder: str | os.PathLike[str], weights: dict[str, Tensor], config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    """The three files of a checkpoint, ``weights`` under their names in the file."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / "model.safetensors.part", metadata={"format": "pt"})
     (target / "model.safetensors.part").replace(target / "model.safetensors")
-    (target / "config.json").write_text(model.config.to_json(), encoding="utf-8")
-    model.tokenizer.backend.save(str(target / "tokenizer.json"), pretty=False)
+    (target / "config.json").write_text(config.to_json(), encoding="utf-8")
+    tokenizer.backend.save(str(target / "tokenizer.json"), pretty=False)
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A (rows, …) matrix as int8 and one float16 scale a row; the largest value of a row becomes 127."""
-    flat = weight.detach().float().flatten(1)
-    scale = (flat.abs().amax(1) / 127).clamp_min(1e-7).half()
-    rounded = (flat / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-    return rounded.view(weight.shape), scale
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's file in float32, int8 ones read back; raises ModelError for half a file."""
+    return floats(read_stored(path))
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_stored(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's file as they are; raises ModelError for half a file."""
+    stored: dict[str, Tensor] = {}
     try:
-        stored = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        for start in range(0, len(names), _READ):  # a file that stays open counts as memory as far as it was read
+            with safe_open(path, framework="pt") as file:
+                stored |= {name: file.get_tensor(name).clone() for name in names[start : start + _READ]}
+        return stored
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is not a whole safetensors file: {error}; fetch it again") from error
+
+
+def floats(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Stored tensors in float32, int8 ones read back. ``stored`` is emptied on the way, so that memory is freed."""
     weights: dict[str, Tensor] = {}
     for name in [n for n in stored if not n.endswith(".scale")]:
         value = stored.pop(name)
@@ -191,7 +246,7 @@ def from_whisper(
 
     rows: for each token of ``tokenizer``, the Whisper tokens whose mean embedding it starts from.
     """
-    folder = find(whisper, files=WHISPER_FILES)
+    folder = find(whisper, files=hub.WHISPER_FILES)
     sizes: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     encoder = EncoderConfig(
         mels=sizes["num_mel_bins"], width=sizes["d_model"], heads=sizes["encoder_attention_heads"],
@@ -231,24 +286,3 @@ def start_rows(table: Tensor, rows: list[list[int]]) -> Tensor:
         for ids in rows
     ]
     return torch.stack(means)
-
-
-def summary(model: Model) -> str:
-    """What is inside: a line a part with its parameters, and the sizes that matter."""
-    network = model.network
-    counts = {
-        "encoder (frozen)": _parameters(network.encoder),
-        "projector": _parameters(network.projector),
-        "token embedding": _parameters(network.decoder.embed_tokens),
-        "conditioning": _parameters(network.decoder.conditioning),
-        "decoder layers": _parameters(network.decoder.layers),
-    }
-    lines = [f"{model.config.name}: {model.config.backbone} backbone, {model.config.encoder.mode} encoding"]
-    lines += [f"  {name:18} {count:>12,}" for name, count in counts.items()]
-    lines.append(f"  {'all':18} {_parameters(network):>12,} parameters, norms and positions included")
-    lines.append(f"  {model.tokenizer.size:,} tokens, languages {', '.join(LANGUAGES)}")
-    return "\n".join(lines)
-
-
-def _parameters(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -20,8 +21,9 @@ class EncoderConfig:
     layers: int
     hidden: int
     positions: int = 1500
-    mode: Literal["natural", "padded"] = "natural"
-    """``natural``: only the real frames. ``padded``: always 30 s, as Whisper was trained."""
+    mode: Literal["natural", "padded", "whole"] = "natural"
+    """``natural``: only the real frames. ``padded``: always 30 s, as Whisper was trained, of which the real frames are
+    kept. ``whole``: 30 s, and all of it is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class ProjectorConfig:
     """Transformer layers over the audio tokens."""
     letters: int = 0
     """Most letters of a CTC label; 0: the whole vocabulary. See Tokenizer."""
+    norms: tuple[str, ...] = ("norm", "out_norm")
+    """Which of its two norms it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,31 +53,72 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How sure to be of a word, learned on speech that the model was not trained on: a logistic map of its evidence."""
+
+    bias: float
+    weights: dict[str, float]
+    """Of each part of the evidence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmaConfig:
+    """A DiffusionGemma that stays in its own repository, as the ear does, and how its prompt is worded."""
+
+    source: str
+    """Hub id or folder of the language model."""
+    whisper: str
+    """Hub id or folder of the Whisper whose encoder listens."""
+    before: tuple[int, ...]
+    """Token ids before the audio tokens."""
+    languages: tuple[int, ...]
+    """The token of each of ``text.LANGUAGES``, which ends the prompt."""
+    after: tuple[int, ...] = ()
+    """Token ids between the audio tokens and the language."""
+    rank: int = 16
+    """Of the LoRA on q, k, v, o of both stacks."""
+    alpha: int = 32
+    """LoRA counts ``alpha / rank``."""
+    revision: str | None = None
+    """Commit, tag or branch of ``source``; None: the newest."""
+    whisper_revision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One checkpoint. The language model is ``decoder`` (whisper backbone)."""
+    """One checkpoint. What ``decoder`` is decides the backbone."""
 
     name: str
     encoder: EncoderConfig
     projector: ProjectorConfig
-    decoder: DecoderConfig
-    backbone: Literal["whisper"] = "whisper"
+    decoder: DecoderConfig | GemmaConfig
+    calibration: Calibration | None = None
+
+    @property
+    def backbone(self) -> Literal["whisper", "gemma"]:
+        """Which kind of language model it is."""
+        return "gemma" if isinstance(self.decoder, GemmaConfig) else "whisper"
 
     def to_json(self) -> str:
         """The text of config.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps({"backbone": self.backbone} | dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "ModelConfig":
         """Read config.json; raises ModelError that names what is missing, unknown or of the wrong kind."""
         try:
             fields = json.loads(text)
-            if fields.get("backbone") != "whisper":
-                raise ModelError(f"config.json names backbone {fields.get('backbone')!r}; this loader knows whisper")
+            kind = _DECODERS.get(str(fields.get("backbone")))
+            if kind is None:
+                raise ModelError(
+                    f"config.json names backbone {fields.get('backbone')!r}; this loader knows {', '.join(_DECODERS)}"
+                )
             return cls(
                 name=fields["name"],
                 encoder=_read(EncoderConfig, fields["encoder"]),
                 projector=_read(ProjectorConfig, fields["projector"]),
-                decoder=_read(DecoderConfig, fields["decoder"]),
+                decoder=_read(kind, fields["decoder"]),
+                calibration=_read_calibration(fields.get("calibration")),
             )
         except (json.JSONDecodeError, AttributeError) as error:
             raise ModelError(f"config.json is not JSON of a diffasr model: {error}") from error
@@ -81,13 +126,43 @@ class ModelConfig:
             raise ModelError(f"config.json lacks {error}: it is not of a diffasr model") from error
 
 
+_DECODERS: dict[str, type[DecoderConfig | GemmaConfig]] = {"whisper": DecoderConfig, "gemma": GemmaConfig}
+
+
+def _read_calibration(fields: dict[str, Any] | None) -> Calibration | None:
+    """None for a checkpoint that has none, or was made before there were any."""
+    if fields is None:
+        return None
+    if set(fields) != {"bias", "weights"}:
+        raise ModelError(f"config.json: calibration has {', '.join(fields)}, not bias and weights: calibrate it again")
+    numbers = [fields["bias"], *fields["weights"].values()]
+    if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+        raise ModelError(f"config.json: calibration holds {numbers}, which are not all numbers: calibrate it again")
+    return Calibration(bias=fields["bias"], weights=dict(fields["weights"]))
+
+
 def _read(kind: type[T], fields: dict[str, Any]) -> T:
     try:
-        made = kind(**fields)
+        made = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
     except TypeError as error:
         raise ModelError(f"config.json: {kind.__name__}: {error}") from error
     for name, value in fields.items():
         least = 0 if name in ("layers", "letters") and kind is ProjectorConfig else 1
-        if value not in ("natural", "padded") if name == "mode" else type(value) is not int or value < least:
+        if not _is_valid(name, value, least):
             raise ModelError(f"config.json: {kind.__name__}: {name} is {value!r}")
     return made
+
+
+def _is_valid(name: str, value: Any, least: int) -> bool:
+    match name:
+        case "mode":
+            return value in ("natural", "padded", "whole")
+        case "source" | "whisper":
+            return isinstance(value, str) and value != ""
+        case "revision" | "whisper_revision":
+            return value is None or isinstance(value, str)
+        case "norms":
+            return isinstance(value, list) and set(value) <= {"norm", "out_norm"}
+        case "before" | "after" | "languages":
+            return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
+    return type(value) is int and value >= least

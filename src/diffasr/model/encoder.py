@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffasr.model.layers import Block, key_mask
+from diffasr.model.layers import Block, key_mask, table
 
 
 class WhisperEncoder(nn.Module):
@@ -19,7 +19,7 @@ class WhisperEncoder(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv1d(mels, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
-        self.embed_positions = nn.Embedding(positions, width)
+        self.embed_positions = table(positions, width)
         self.layers = nn.ModuleList(Block(width, heads, hidden, hears=False) for _ in range(layers))
         self.layer_norm = nn.LayerNorm(width)
 

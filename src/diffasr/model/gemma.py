@@ -21,13 +21,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
 
-from diffasr.errors import DownloadError, ModelError
+from diffasr.errors import ModelError
 from diffasr.model.encoder import WhisperEncoder
+from diffasr.model.hub import LANGUAGE_MODEL_FILES, find
 from diffasr.model.network import Cache, Speech
 from diffasr.model.projector import Projector
 
 Experts = Literal["eager", "batched_mm", "grouped_mm"]
 """How the experts are computed: a loop, one padded product, or one grouped product. Same numbers."""
+
+GEMMA = "google/diffusiongemma-26B-A4B-it"
+"""Hub id of the 26 B model."""
 
 CANVAS = 256
 """Places of the 26 B model's longest canvas."""
@@ -84,7 +88,11 @@ def build_backbone(
 
 
 def load_backbone(
-    source: str | os.PathLike[str], *, dtype: torch.dtype, experts: Experts = "grouped_mm"
+    source: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    experts: Experts = "grouped_mm",
 ) -> DiffusionGemmaForBlockDiffusion:
     """A published DiffusionGemma, from a local folder or by hub id, without its vision tower.
 
@@ -92,22 +100,13 @@ def load_backbone(
     not give it.
     """
     name = os.fspath(source)
-    is_local = Path(name).exists() or name.startswith((".", "/", "~"))
-    place = str(Path(name).expanduser()) if is_local else name
-    if is_local and not Path(place, "config.json").is_file():
-        raise ModelError(f"{place} has no config.json: give a folder in transformers' layout, or a hub id")
+    folder = _checked_folder(name, revision, ("config.json", *LANGUAGE_MODEL_FILES))
     try:
-        fields, _ = DiffusionGemmaConfig.get_config_dict(place)
-        if fields.get("model_type") != "diffusion_gemma":
-            raise ModelError(f"{name} is a {fields.get('model_type')!r} model, not a diffusion_gemma")
         loaded: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(
-            place, dtype=dtype, experts_implementation=experts, output_loading_info=True
+            folder, dtype=dtype, experts_implementation=experts, output_loading_info=True
         )
     except OSError as error:
-        if is_local:
-            raise ModelError(f"{place} is not a whole checkpoint: {error}") from error
-        raise DownloadError(f"{name} could not be fetched from the hub: {error}; is the id right, its licence "
-                            "accepted, and is there a network? A local folder needs none") from error  # fmt: skip
+        raise ModelError(f"{folder} is not a whole checkpoint: {error}") from error
     except (SafetensorError, RuntimeError) as error:
         raise ModelError(f"the weights of {name} do not fit its config: {error}") from error
     backbone, report = loaded
@@ -117,14 +116,34 @@ def load_backbone(
     return _without_vision(backbone)
 
 
-def add_lora(backbone: DiffusionGemmaForBlockDiffusion, rank: int = 16) -> None:
+def sketch_backbone(source: str | os.PathLike[str], *, revision: str | None = None) -> DiffusionGemmaForBlockDiffusion:
+    """The same on the meta device: shapes without weights. Of ``GEMMA`` nothing is fetched."""
+    name = os.fspath(source)
+    text, canvas = full_text_config(), CANVAS
+    if name != GEMMA:
+        config = DiffusionGemmaConfig.from_pretrained(_checked_folder(name, revision, ("config.json",)))
+        text, canvas = config.get_text_config().to_dict(), config.canvas_length or CANVAS
+    with torch.device("meta"):
+        return build_backbone(text, canvas)
+
+
+def _checked_folder(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
+    folder = find(name, revision=revision, files=files)
+    fields, _ = DiffusionGemmaConfig.get_config_dict(folder)
+    if fields.get("model_type") != "diffusion_gemma":
+        raise ModelError(f"{name} is a {fields.get('model_type')!r} model, not a diffusion_gemma")
+    return folder
+
+
+def add_lora(backbone: DiffusionGemmaForBlockDiffusion, rank: int = 16, alpha: int | None = None) -> None:
     """Freeze ``backbone`` and give q, k, v, o of both stacks each their own LoRA, without effect before training.
 
-    Full-attention layers have no v. Router and experts stay as they are.
+    Full-attention layers have no v. Router and experts stay as they are. alpha: twice the rank where none is given.
     """
     stacks = r"model\.(encoder\.language_model|decoder)\.layers\.\d+\.self_attn\.[qkvo]_proj"
     backbone.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=stacks), backbone)
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=stacks)
+    inject_adapter_in_model(lora, backbone)
 
 
 def _without_vision(backbone: DiffusionGemmaForBlockDiffusion) -> DiffusionGemmaForBlockDiffusion:

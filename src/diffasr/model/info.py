@@ -1,6 +1,6 @@
-"""What the 26 B system is made of, counted without its weights: sizes in, a table of parameters out.
+"""What is inside a model, counted and told: a checkpoint, or the 26 B system without its weights.
 
-Everything is built on torch's ``meta`` device, which keeps shapes and no numbers.
+A gemma model is counted on torch's ``meta`` device, which keeps shapes and no numbers.
 """
 
 from collections.abc import Iterator
@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from diffasr.model.gemma import CANVAS, add_lora, build_backbone, full_text_config
-from diffasr.model.projector import Projector
+from diffasr.model import hub
+from diffasr.model.checkpoint import Model
+from diffasr.model.config import EncoderConfig, GemmaConfig, ModelConfig, ProjectorConfig
+from diffasr.model.whisper import WhisperNetwork
+from diffasr.text import LANGUAGES
 
 FRAMES = 1500
 """Speech frames of 30 s."""
-SPEECH_WIDTH = 768
-"""Of Whisper-small."""
-PROJECTOR_HIDDEN = 1408
-RANK = 16
 
 _PARTS = (
     ("LoRA", ".lora_"),
@@ -70,17 +69,34 @@ class Description:
         return self.trained * 4 / 1e6
 
 
+def config_26b() -> ModelConfig:
+    """The 26 B system as it would be trained: sizes without prompt, for nothing is fetched."""
+    from diffasr.model.adapter import WHISPER
+    from diffasr.model.gemma import GEMMA
+
+    return ModelConfig(
+        name="26b",
+        encoder=EncoderConfig(mels=80, width=768, heads=12, layers=12, hidden=3072, mode="whole"),
+        projector=ProjectorConfig(hidden=1408, strides=3),
+        decoder=GemmaConfig(source=GEMMA, whisper=WHISPER, before=(), languages=()),
+    )
+
+
 def describe_26b() -> Description:
     """Build the 26 B system without weights and count it."""
-    with torch.device("meta"):
-        text = full_text_config()
-        backbone = build_backbone(text, CANVAS)
-        add_lora(backbone, RANK)
-        width: int = text["hidden_size"]
-        projector = Projector(speech_width=SPEECH_WIDTH, hidden=PROJECTOR_HIDDEN, width=width, strides=3)
-    slots = int(projector.slots(torch.tensor(FRAMES)))
-    return Description(parts=(*count(backbone), _part("projector", projector.parameters())), audio_tokens=slots,
-                       width=width)  # fmt: skip
+    return describe(config_26b())
+
+
+def describe(config: ModelConfig) -> Description:
+    """Count a gemma model without its weights; raises ModelError for another backbone."""
+    from diffasr.model.adapter import sketch
+
+    network = sketch(config)
+    slots = int(network.projector.slots(torch.tensor(FRAMES)))
+    for parameter in network.projector.parameters():
+        parameter.requires_grad_(True)
+    parts = (*count(network.backbone), _part("projector", network.projector.parameters()))
+    return Description(parts=parts, audio_tokens=slots, width=network.backbone.config.get_text_config().hidden_size)
 
 
 def count(backbone: nn.Module) -> tuple[Part, ...]:
@@ -99,6 +115,37 @@ def render(description: Description) -> str:
     lines.append(f"trained: {description.trained_share:.2%}, {description.trained_megabytes:.1f} MB in float32")
     lines.append(f"30 s of speech: {description.audio_tokens} audio tokens of width {description.width}")
     return "\n".join(lines)
+
+
+def summary(model: Model) -> str:
+    """What is inside a whisper model: a line a part with its parameters, and the sizes that matter."""
+    network = model.network
+    lines = [f"{model.config.name}: {model.config.backbone} backbone, {model.config.encoder.mode} encoding"]
+    if isinstance(network, WhisperNetwork):
+        parts: dict[str, nn.Module] = {
+            "encoder (frozen)": network.encoder,
+            "projector": network.projector,
+            "token embedding": network.decoder.embed_tokens,
+            "conditioning": network.decoder.conditioning,
+            "decoder layers": network.decoder.layers,
+        }
+        lines += [f"  {name:18} {_parameters(part):>12,}" for name, part in parts.items()]
+    lines.append(f"  {'all':18} {_parameters(network):>12,} parameters, norms and positions included")
+    lines.append(f"  {model.tokenizer.size:,} tokens, languages {', '.join(LANGUAGES)}")
+    return "\n".join(lines)
+
+
+def licences(name: str | None, config: ModelConfig) -> str:
+    """A line for each repository that a model is made of. name: its own, if it has one."""
+    gemma = config.decoder
+    places: dict[str, str | None] = {} if name is None else {name: None}
+    if isinstance(gemma, GemmaConfig):
+        places |= {gemma.source: gemma.revision, gemma.whisper: gemma.whisper_revision}
+    return "\n".join(f"licence of {place}: {hub.licence(place, revision=pin)}" for place, pin in places.items())
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _part(name: str, parameters: Iterator[nn.Parameter]) -> Part:

@@ -21,6 +21,15 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
+        self.joint: nn.Module | None = None
+        """Queries, keys and values in one product, where somebody has joined them: quantised.py."""
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, KeysValues]:
+        """(B, L, width) to its own queries, keys and values, each (B, H, L, K)."""
+        if self.joint is None:
+            return self._split(self.q_proj(x)), self.keys_values(x)
+        queries, keys, values = self.joint(x).chunk(3, dim=-1)
+        return self._split(queries), (self._split(keys), self._split(values))
 
     def keys_values(self, source: Tensor) -> KeysValues:
         """(B, T, width) to keys and values, each (B, H, T, K)."""
@@ -28,8 +37,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, source: KeysValues, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
         """(B, L, width) attends to ``source``; ``mask`` is true where a query may look, (B, 1, 1 or L, T)."""
+        return self.attend(self._split(self.q_proj(x)), source, mask, causal=causal)
+
+    def attend(
+        self, queries: Tensor, source: KeysValues, mask: Tensor | None = None, *, causal: bool = False
+    ) -> Tensor:
+        """The same from queries (B, H, L, K)."""
         keys, values = source
-        heard = F.scaled_dot_product_attention(self._split(self.q_proj(x)), keys, values, mask, is_causal=causal)
+        heard = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)
         return self.out_proj(heard.transpose(1, 2).flatten(2))  # (B, L, width)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -83,12 +98,18 @@ class Block(nn.Module):
 
         ``past`` is what ``x`` goes on from; it grows.
         """
-        normed = self.self_attn_layer_norm(x)
-        own = self.self_attn.keys_values(normed)
-        x = x + self.self_attn(normed, own if past is None else past.grown(own), mask, causal=causal)
+        queries, own = self.self_attn.queries_keys_values(self.self_attn_layer_norm(x))
+        x = x + self.self_attn.attend(queries, own if past is None else past.grown(own), mask, causal=causal)
         if speech is not None:
             x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), speech, speech_mask)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+
+
+def table(rows: int, width: int) -> nn.Embedding:
+    """An embedding (rows, width), random but on the meta device: there torch would load its compiler to draw nothing,
+    which takes half a second and 60 MB."""
+    weight = torch.empty(rows, width)
+    return nn.Embedding(rows, width, _weight=weight if weight.is_meta else nn.init.normal_(weight))
 
 
 def key_mask(lengths: Tensor, size: int) -> Tensor:

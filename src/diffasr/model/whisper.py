@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffasr.model.encoder import WhisperEncoder
-from diffasr.model.layers import Block, KeysValues, Past, key_mask
+from diffasr.model.layers import Block, KeysValues, Past, key_mask, table
 from diffasr.model.network import Cache, Speech
 from diffasr.model.projector import Projector
+from diffasr.model.quantised import QuantisedTable
 
 HANDICAP = 6.0
 """What a later place's attention score starts lower by, in nats."""
@@ -34,11 +35,17 @@ PACE = 10.0
 """How much faster than its number a head's handicap moves, so that one learning rate suits it too."""
 
 
+Memory = tuple[list[KeysValues], Tensor | None]
+"""Keys and values of the speech, a pair a layer, and which frames are real; None: all."""
+
+
 class Conditioning(nn.Module):
     """What is known of a canvas place: its noisy token, the previous step's belief, the audio that CTC gave it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.is_silent = False
+        """Whether its weights are known to be zero, so that it need not be asked."""
         self.own = nn.Linear(width, width, bias=False)
         self.belief_norm = nn.LayerNorm(width)
         self.belief = nn.Linear(width, width, bias=False)
@@ -50,7 +57,11 @@ class Conditioning(nn.Module):
 
     def from_logits(self, logits: Tensor, embedding: Tensor) -> Tensor:
         """(B, L, V) logits to (B, L, D): the mean embedding under their distribution, normed and mapped."""
-        return self.belief(self.belief_norm(logits.softmax(-1).to(embedding.dtype) @ embedding))
+        return self.from_mean(logits.softmax(-1).to(embedding.dtype) @ embedding)
+
+    def from_mean(self, mean: Tensor) -> Tensor:
+        """The same from the mean embedding (B, L, D)."""
+        return self.belief(self.belief_norm(mean))
 
     def from_hints(self, audio: Tensor, hints: Tensor) -> Tensor:
         """Audio tokens (B, N, D) and slots (B, L), -1 for none, to (B, L, D)."""
@@ -74,31 +85,38 @@ class WhisperDecoder(nn.Module):
         self, *, vocabulary: int, width: int, heads: int, layers: int, hidden: int, positions: int = 448
     ) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(vocabulary, width)
-        self.embed_positions = nn.Embedding(positions, width)
+        self.embed_tokens: nn.Embedding | QuantisedTable = table(vocabulary, width)
+        self.embed_positions = table(positions, width)
         self.layers = nn.ModuleList(Block(width, heads, hidden, hears=True) for _ in range(layers))
         self.layer_norm = nn.LayerNorm(width)
         self.conditioning = Conditioning(width)
         self.future = nn.Parameter(torch.zeros(layers, heads))
+        self.heads = heads
+        self.joint: nn.Module | None = None
+        """Keys and values of all layers in one product, where somebody has joined them: quantised.py."""
 
     def listen(self, frames: Tensor) -> list[KeysValues]:
         """Keys and values of (B, T, S) frames, a pair a layer: all that the decoder ever needs of them."""
         blocks = cast("list[Block]", list(self.layers))
+        if self.joint is not None:
+            parts = self.joint(frames).chunk(2 * len(blocks), dim=-1)  # keys and values in turn, (B, T, D) each
+            split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+            return list(zip(split[::2], split[1::2], strict=True))
         return [block.encoder_attn.keys_values(frames) for block in blocks]
 
-    def forward(self, x: Tensor, memory: tuple[list[KeysValues], Tensor], lengths: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory, lengths: Tensor | None = None) -> Tensor:
         """Embeddings (B, L, D) to hidden states (B, L, D), normed and ready for ``unembed``.
 
         lengths: (B,) real places of each row, all of which every place may see; None: the causal mask is on.
         """
         speech, speech_mask = memory
         x = x + self.embed_positions.weight[: x.shape[1]]
-        for number, (block, keys_values) in enumerate(zip(self.layers, speech, strict=True)):
-            mask = None if lengths is None else self.view(number, lengths, x)
+        views = [None] * len(speech) if lengths is None else self.views(lengths, x)
+        for block, keys_values, mask in zip(self.layers, speech, views, strict=True):
             x = block(x, mask, keys_values, speech_mask, causal=lengths is None)
         return self.layer_norm(x)
 
-    def go_on(self, x: Tensor, memory: tuple[list[KeysValues], Tensor], past: list[Past]) -> Tensor:
+    def go_on(self, x: Tensor, memory: Memory, past: list[Past]) -> Tensor:
         """Causal, as ``forward`` without lengths, but (B, U, D) are read behind ``past``, which grows: (B, U, D)."""
         speech, speech_mask = memory
         before, size = past[0].length, x.shape[1]
@@ -109,21 +127,33 @@ class WhisperDecoder(nn.Module):
         return self.layer_norm(x)
 
     def view(self, layer: int, lengths: Tensor, x: Tensor) -> Tensor:
-        """What is added to the attention scores of a layer over ``x`` (B, L, D): (B, H, L, L).
+        """What is added to the attention scores of one layer over ``x`` (B, L, D): (B, H, L, L)."""
+        return self.views(lengths, x)[layer]
+
+    def views(self, lengths: Tensor, x: Tensor) -> list[Tensor]:
+        """What is added to the attention scores of each layer over ``x`` (B, L, D): (B, H, L, L).
 
         Later places start at a handicap, which each head learns to drop or to keep: the causal mask is not torn off
         but let go.
         """
         size = x.shape[1]
         later = torch.ones(size, size, dtype=torch.bool, device=x.device).triu(1)
-        handicap = (HANDICAP - PACE * self.future[layer])[:, None, None]  # (H, 1, 1)
-        scores = -handicap * later  # (H, L, L)
-        return scores.masked_fill(~key_mask(lengths, size), float("-inf")).to(x.dtype)
+        handicap = (HANDICAP - PACE * self.future)[..., None, None, None].transpose(1, 2)  # (layers, 1, H, 1, 1)
+        scores = -handicap * later  # (layers, 1, H, L, L)
+        return list(scores.masked_fill(~key_mask(lengths, size), float("-inf")).to(x.dtype).unbind())
+
+    def believed(self, logits: Tensor) -> Tensor:
+        """What the conditioning block makes of the step before's (B, L, V) logits: (B, L, D)."""
+        if isinstance(self.embed_tokens, QuantisedTable):
+            return self.conditioning.from_mean(self.embed_tokens.mean(logits))
+        return self.conditioning.from_logits(logits, self.embed_tokens.weight)
 
     def unembed(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, V) through the tied embedding; to (B, L, C) when only ``labels`` (C,) are wanted."""
-        table = self.embed_tokens.weight
-        return F.linear(hidden, table if labels is None else table[labels])
+        if isinstance(self.embed_tokens, QuantisedTable):
+            return self.embed_tokens.scores(hidden, labels)
+        rows = self.embed_tokens.weight
+        return F.linear(hidden, rows if labels is None else rows[labels])
 
 
 class WhisperNetwork(nn.Module):
@@ -158,7 +188,8 @@ class WhisperNetwork(nn.Module):
     def prefill(self, speech: Speech, languages: Tensor | None) -> Cache:
         """See Network."""
         audio = self.projector(speech.frames, speech.lengths)
-        mask = key_mask(speech.lengths, speech.frames.shape[1])
+        size = speech.frames.shape[1]
+        mask = None if bool((speech.lengths == size).all()) else key_mask(speech.lengths, size)
         memory = (self.decoder.listen(speech.frames), mask)
         slots, labels = self.slots(speech), self._label(audio)  # (B,), (B, N, C)
         logits = self._language_logits(memory) + self._language_evidence(labels, slots)
@@ -186,16 +217,16 @@ class WhisperNetwork(nn.Module):
             ctc=cache.ctc[rows],
             languages=cache.languages[rows],
             language_logits=cache.language_logits[rows],
-            memory=([(keys[rows], values[rows]) for keys, values in speech], mask[rows]),
+            memory=([(keys[rows], values[rows]) for keys, values in speech], None if mask is None else mask[rows]),
         )
 
     @torch.no_grad()
-    def _language_logits(self, memory: tuple[list[KeysValues], Tensor]) -> Tensor:
+    def _language_logits(self, memory: Memory) -> Tensor:
         """Whisper writes the language first: its causal logits after the start token, of our languages."""
-        rows = memory[1].shape[0]
+        rows = memory[0][0][0].shape[0]
         start = self.prefixes[:1, :1].expand(rows, 1)  # (B, 1)
         hidden = self.decoder(self.decoder.embed_tokens(start), memory)
-        return self.decoder.unembed(hidden)[:, 0, self.prefixes[:, 1]]  # (B, 6)
+        return F.linear(hidden[:, 0], self.decoder.embed_tokens(self.prefixes[:, 1]))  # (B, 6)
 
     @torch.no_grad()
     def _language_evidence(self, labels: Tensor, slots: Tensor) -> Tensor:
@@ -217,14 +248,16 @@ class WhisperNetwork(nn.Module):
         hints: Tensor | None = None,
     ) -> Tensor:
         """See Network."""
-        decoder, table = self.decoder, self.decoder.embed_tokens.weight
+        decoder, conditioning = self.decoder, self.decoder.conditioning
         prefix = self.prefixes[cache.languages]  # (B, P)
         tokens = decoder.embed_tokens(canvas)  # (B, L, D)
-        known = decoder.conditioning.own(tokens)
-        if previous is not None:
-            known = known + decoder.conditioning.from_logits(previous, table)
-        if hints is not None:
-            known = known + decoder.conditioning.from_hints(cache.audio.detach(), hints)
+        known = torch.zeros_like(tokens)
+        if not conditioning.is_silent:
+            known = conditioning.own(tokens)
+            if previous is not None:
+                known = known + decoder.believed(previous)
+            if hints is not None:
+                known = known + conditioning.from_hints(cache.audio.detach(), hints)
         before = prefix.shape[1] - 1
         x = torch.cat((decoder.embed_tokens(prefix), tokens[:, :-1]), dim=1)  # (B, P - 1 + L, D)
         x = x + F.pad(known, (0, 0, before, 0))
