@@ -1,17 +1,26 @@
 """The command line as its users meet it: words in, text and exit codes out."""
 
+import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
 from test_report import WORDS, row
 
 from diffasr import cli
-from diffasr.audio import SAMPLE_RATE_HZ
+from diffasr.audio import SAMPLE_RATE_HZ, load_audio
+from diffasr.batch.run import BatchOptions
+from diffasr.batch.work import Settings
+from diffasr.cli import transcribe
+from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.formats import FORMATS, LineShape
 from diffasr.model.checkpoint import Model, save
 
 EMPTY: dict[str, Any] = {
@@ -29,8 +38,9 @@ def folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE_HZ).astype(np.float32)
-    soundfile.write(tmp_path / "clip.wav", 0.1 * noise, SAMPLE_RATE_HZ)
+    """A second from the middle of a sentence: in noise alone there is nothing to decode."""
+    speech = load_audio(Path(__file__).parents[1] / "samples" / "de.opus")
+    soundfile.write(tmp_path / "clip.wav", speech[SAMPLE_RATE_HZ : 2 * SAMPLE_RATE_HZ], SAMPLE_RATE_HZ)
     return tmp_path / "clip.wav"
 
 
@@ -54,7 +64,7 @@ def test_json_says_what_was_asked(folder: Path, clip: Path, capsys: pytest.Captu
 def test_files_are_written_where_asked(folder: Path, clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     assert cli.main(["transcribe", str(clip), "--model", str(folder), "--output-dir", str(out)]) == 0
-    assert [p.name for p in out.iterdir()] == ["clip.wav.txt"]
+    assert sorted(p.name for p in out.iterdir()) == [".diffasr.jsonl", "clip.wav.txt"]
 
 
 def test_a_place_that_cannot_be_made_is_named(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +94,129 @@ def test_one_bad_file_does_not_stop_the_others(
     assert str(clip) in out.out
 
 
+def test_several_formats_need_a_folder(
+    folder: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["transcribe", str(clip), "--model", str(folder), "--format", "txt,srt,txt"]
+    for place in ([], ["--output-dir", "-"]):
+        assert cli.main([*call, *place]) == 2
+        assert "--output-dir" in capsys.readouterr().err
+    assert cli.main([*call, "--output-dir", str(tmp_path / "out"), "--quiet"]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.*")) == [".diffasr.jsonl", "clip.wav.srt", "clip.wav.txt"]
+    assert capsys.readouterr() == ("", "")
+    assert cli.main([*call, "--output-dir", str(tmp_path / "out")]) == 0
+    assert "1 of 1 files were done already" in capsys.readouterr().err
+
+
+def test_bytes_come_in_and_text_goes_out(
+    folder: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["--model", str(folder), "--format", "json", "--output-dir", "-"]
+    assert cli.main(["transcribe", str(clip), *call]) == 0
+    named = capsys.readouterr()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(clip.read_bytes())))
+    assert cli.main(["transcribe", "-", *call]) == 0
+    assert capsys.readouterr() == named
+
+
+def test_the_sound_of_a_video_is_taken(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise = (3000 * np.random.default_rng(0).standard_normal((1, SAMPLE_RATE_HZ))).astype(np.int16)
+    with av.open(str(tmp_path / "film.mp4"), "w") as film:
+        pictures, sound = film.add_stream("mpeg4", rate=5), film.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
+        pictures.width = pictures.height = 32
+        for _ in range(5):
+            picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))
+            film.mux(pictures.encode(picture))
+        frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+        frame.sample_rate = SAMPLE_RATE_HZ
+        film.mux([*sound.encode(frame), *sound.encode(None), *pictures.encode(None)])
+    assert cli.main(["transcribe", str(tmp_path), "--model", str(folder), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["duration"] == pytest.approx(1, abs=0.15)
+
+
+OURS = [
+    "--output-dir", "o", "--format", "srt,json", "--max-line-width", "40", "--max-line-count", "1",
+    "--max-words-per-line", "7", "--highlight-words", "--language", "de", "--threads", "3",
+]  # fmt: skip
+
+
+def test_flags_of_whisper_that_mean_the_same_are_understood() -> None:
+    theirs = [word.replace("-", "_").replace("__", "--", 1) if word.startswith("--") else word for word in OURS]
+    theirs[theirs.index("--format")] = "--output_format"
+    theirs.insert(theirs.index("--highlight_words") + 1, "True")
+    theirs += ["--word_timestamps", "True", "--task", "transcribe", "--device", "cuda"]
+    mine = cli.parse(["transcribe", "x.wav", *OURS, "--device", "cuda"])
+    whispers = cli.parse(["transcribe", "x.wav", *theirs])
+    assert transcribe._settings(whispers) == transcribe._settings(mine)
+    assert transcribe._options(whispers) == transcribe._options(mine)
+    short = cli.parse(["transcribe", "x.wav", "-o", "o", "-f", "all", "--highlight_words", "False"])
+    assert (short.output_dir, short.format, short.highlight_words) == ("o", FORMATS, False)
+
+
+def test_every_option_of_transcribe_arrives() -> None:
+    words = ["--model", "m", "--steps", "3", "--start", "noise", "--seed", "5", "--jobs", "2", "--redo-all"]
+    args = cli.parse(["transcribe", "x.wav", *OURS, *words, "--device", "cuda"])
+    assert transcribe._settings(args) == Settings(
+        model="m", device="cuda", language="de", sampling=SamplingOptions(steps=3, start="noise", seed=5),
+        formats=("srt", "json"),
+        shape=LineShape(max_line_width=40, max_line_count=1, max_words_per_line=7, highlight_words=True),
+    )  # fmt: skip
+    assert transcribe._options(args) == BatchOptions(folder=Path("o"), jobs=2, threads=3, redo_all=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"), [("German", "de"), ("mandarin", "zh"), ("Chinese", "zh"), ("FR", "fr"), ("hindi", "hi")]
+)
+def test_languages_have_english_names(said: str, code: str) -> None:
+    assert cli.parse(["transcribe", "x.wav", "--language", said]).language == code
+
+
+@pytest.mark.parametrize(
+    ("out", "words", "is_shown"), [(True, [], True), (True, ["--quiet"], False), (False, [], False)]
+)
+def test_progress_is_for_terminals(
+    out: bool,
+    words: list[str],
+    is_shown: bool,
+    folder: Path,
+    clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("sys.stdout", Terminal())
+    twin = shutil.copy(clip, tmp_path / "twin.wav")
+    place = ["--output-dir", str(tmp_path / "out")] if out else []
+    assert cli.main(["transcribe", str(clip), str(twin), "--model", str(folder), *place, *words]) == 0
+    assert ("2 of 2" in screen.getvalue()) == is_shown
+
+
+CUT_OFF = """
+import socket, sys
+def refuse(*words, **more):
+    print("NETWORK", words, file=sys.stderr)
+    raise OSError("this machine has no network")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+from diffasr.cli import main
+words, models = ["transcribe", sys.argv[1], "--offline", "--model"], (sys.argv[2], "mini", "some/where")
+codes = [main([*words, model]) for model in models]
+print("codes", codes)
+"""
+
+
+def test_offline_means_no_network(folder: Path, clip: Path) -> None:
+    call = [sys.executable, "-c", CUT_OFF, str(clip), str(folder)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "codes [0, 0, 1]", done.stderr
+    assert "NETWORK" not in done.stderr
+    assert "some/where" in done.stderr and "offline" in done.stderr.lower()
+
+
 def test_watching_shows_every_step(folder: Path, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = ["transcribe", str(clip), "--model", str(folder), "--watch", "--steps", "2", "--start", "noise"]
     assert cli.main(call) == 0
@@ -95,6 +228,9 @@ def test_watching_shows_every_step(folder: Path, clip: Path, capsys: pytest.Capt
     [
         (["transcribe", "x.wav", "--model", "nowhere"], 1, "nowhere"),
         (["transcribe", "x.wav", "--steps", "0"], 2, "steps"),
+        (["transcribe", "x.wav", "--jobs", "0"], 2, "jobs"),
+        (["transcribe", "x.wav", "--max-line-width", "0"], 2, "max_line_width"),
+        (["transcribe", "no-such/**"], 2, "no-such"),
         (["train", "no-such-recipe"], 2, "no-such-recipe"),
         (["score", "no-such-rows.jsonl"], 2, "no-such-rows.jsonl"),
         (["evaluate", "no-such-manifest.jsonl"], 1, "no-such-manifest.jsonl"),
@@ -112,7 +248,18 @@ def test_errors_name_the_value_and_set_the_code(
 
 @pytest.mark.parametrize(
     "call",
-    [[], ["transcribe"], ["transcribe", "x", "--language", "xx"], ["sing"], ["evaluate", "x", "--steps", "1,two"]],
+    [
+        [],
+        ["transcribe"],
+        ["transcribe", "x", "--language", "xx"],
+        ["transcribe", "x", "--format", "txt,odd"],
+        ["transcribe", "x", "--beam_size", "5"],
+        ["transcribe", "x", "--task", "translate"],
+        ["transcribe", "x", "--highlight_words", "maybe"],
+        ["transcribe", "x", "--word_timestamps", "False"],
+        ["sing"],
+        ["evaluate", "x", "--steps", "1,two"],
+    ],
 )
 def test_a_wrong_call_leaves_with_two(call: list[str]) -> None:
     with pytest.raises(SystemExit) as left:

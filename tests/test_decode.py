@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, random_model, random_speech, row_alone, wake
+from conftest import random_model, random_speech, row_alone, wake
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffasr.decode import Decoded, ar_texts, ctc_texts, decode, place_words
+from diffasr.decode import Decoded, ar_texts, ctc_texts, decode
 from diffasr.diffusion.ctc import BUCKETS
 from diffasr.diffusion.sampler import Draft, SamplingOptions
 from diffasr.model.checkpoint import Model
@@ -321,11 +321,3 @@ def test_words_are_put_where_ctc_heard_them() -> None:
     assert all(w.first <= w.last for w in said.words)
     assert [w.first for w in said.words] == sorted(w.first for w in said.words)
     assert all(w.probability == pytest.approx(1, abs=1e-4) for w in said.words)
-
-
-def test_a_text_too_long_for_its_slots_is_spread_over_them() -> None:
-    model, text = random_model(), "the cat and a dog"
-    words = place_words(model, torch.zeros(4, VOCABULARY), text, "en")
-    assert [w.word for w in words] == text.split()
-    assert all(0 <= w.first <= w.last <= 3 and w.probability == 0 for w in words)
-    assert place_words(model, torch.zeros(4, VOCABULARY), "", "en") == ()

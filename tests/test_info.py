@@ -1,9 +1,17 @@
-"""The published counts of the 26 B system, and the table that shows them."""
+"""The published counts of the 26 B system, the table that shows them, and what is told of other models."""
+
+from pathlib import Path
 
 import pytest
+from adapters import adapter_model, write_sources
+from conftest import VOCABULARY, random_model
 
+from diffasr.cli import main
+from diffasr.errors import ModelError
+from diffasr.model import checkpoint
+from diffasr.model.checkpoint import Model
 from diffasr.model.gemma import add_lora, build_backbone
-from diffasr.model.info import Description, Part, count, describe_26b, render
+from diffasr.model.info import Description, Part, count, describe, describe_26b, render, summary
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +50,48 @@ def test_render_shows_each_part_and_the_total(system: Description) -> None:
     for part in (*system.parts, Part(name="total", parameters=system.total, trained=system.trained)):
         line = next(line for line in text.splitlines() if line.startswith(part.name))
         assert f"{part.parameters:,}" in line and f"{part.trained:,}" in line
+
+
+def test_a_summary_counts_the_weights(model: Model) -> None:
+    lines = summary(model).splitlines()
+    counts = {line[:19].strip(): int(line[19:].split()[0].replace(",", "")) for line in lines[1:-1]}
+    whole = counts.pop("all")
+    assert whole == sum(p.numel() for p in model.network.parameters())
+    assert 0.9 * whole < sum(counts.values()) < whole
+    assert counts["token embedding"] == VOCABULARY * 32
+
+
+def test_a_gemma_is_described_without_its_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = write_sources(tmp_path)
+    made = adapter_model(sources)
+    checkpoint.save(tmp_path / "adapter", made)
+    for place in (*sources, tmp_path / "adapter"):
+        (place / "model.safetensors").unlink()
+    for place, terms in ((sources[0], "terms-of-gemma"), (sources[1], "mit")):
+        (place / "README.md").write_text(f"---\nlicense: {terms}\n---\n")
+    assert main(["info", str(tmp_path / "adapter")]) == 0
+    shown = capsys.readouterr().out
+    backbone = sum(p.numel() for p in made.network.backbone.parameters())
+    bridge = sum(p.numel() for p in made.network.projector.parameters())
+    described = describe(made.config)
+    assert described.total == backbone + bridge
+    assert render(described) in shown
+    licences = [line for line in shown.splitlines() if line.startswith("licence of ")]
+    assert [line.split(": ")[0] for line in licences] == [
+        f"licence of {place}" for place in (tmp_path / "adapter", *sources)
+    ], "one line a repository"
+    assert "terms-of-gemma" in licences[1] and "mit" in licences[2]
+
+
+def test_info_of_a_whisper_model_names_its_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = random_model()
+    checkpoint.save(tmp_path, made)
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert main(["info", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown == f"{summary(made)}\nlicence of {tmp_path}: apache-2.0 ({tmp_path / 'README.md'})\n"
+
+
+def test_a_whisper_config_is_not_described_as_a_gemma(model: Model) -> None:
+    with pytest.raises(ModelError, match="whisper backbone, not gemma"):
+        describe(model.config)

@@ -1,6 +1,8 @@
 """From recordings to transcripts: windows, batches, order, languages and times."""
 
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,13 @@ from diffasr.model.checkpoint import Model
 from diffasr.model.config import EncoderConfig
 from diffasr.model.network import Speech
 from diffasr.transcribe import Transcriber
+from diffasr.transcript import Gap
+from diffasr.windows import ListenOptions, Window
+from diffasr.words import HeardWord
 
 QUICK = SamplingOptions(steps=2)
+ALL = ListenOptions(vad=False, window_seconds=30.0)
+"""Every second is listened to: the detector hears no speech in noise."""
 
 
 def noise(seconds: float, seed: int = 0) -> Samples:
@@ -39,13 +46,15 @@ class Typist:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.languages: list[torch.Tensor | None] = []
+        self.shortest = 10
+        """Frames of a window in which it hears anything."""
 
     def __call__(self, model: Model, speech: Speech, languages: Any, options: Any, show: Any = None) -> list[Decoded]:
         self.batches.append(speech.lengths.tolist())
         self.languages.append(languages)
         return [
             Decoded(
-                text="" if n < 10 else str(n),
+                text="" if n < self.shortest else str(n),
                 language="zh" if n > 1000 else "de",
                 language_probability=0.75,
                 avg_logprob=-0.5,
@@ -65,18 +74,18 @@ def typist(monkeypatch: pytest.MonkeyPatch) -> Typist:
 def test_many_recordings_are_the_same_as_one_at_a_time() -> None:
     asr = Transcriber(wake(random_model()))
     sounds = [noise(1.3, 1), noise(0.4, 2), noise(2.1, 3)]
-    together = asr.transcribe(list(sounds), options=QUICK)
+    together = asr.transcribe(list(sounds), options=QUICK, listen=ALL)
     for sound, result in zip(sounds, together, strict=True):
-        alone = asr.transcribe(sound, options=QUICK)
+        alone = asr.transcribe(sound, options=QUICK, listen=ALL)
         assert (alone.text, alone.language, alone.duration) == (result.text, result.language, result.duration)
         assert alone.language_probability == pytest.approx(result.language_probability, abs=1e-4)
     assert len({r.text for r in together}) > 1
-    assert asr.transcribe([], options=QUICK) == []
+    assert asr.transcribe([], options=QUICK, listen=ALL) == []
 
 
 def test_a_long_recording_is_cut_and_put_together_in_order(typist: Typist, model: Model) -> None:
     sound = noise(70.0)
-    result = Transcriber(model).transcribe(sound)
+    result = Transcriber(model).transcribe(sound, listen=ALL)
     edges = [(s.start, s.end) for s in result.segments]
     assert len(edges) >= 3
     assert edges[0][0] == 0
@@ -90,18 +99,18 @@ def test_a_long_recording_is_cut_and_put_together_in_order(typist: Typist, model
 
 def test_batches_are_of_like_length_and_within_their_seconds(typist: Typist, model: Model) -> None:
     sounds = [noise(s) for s in (5.0, 1.0, 4.0, 1.0, 2.0, 1.0)]
-    results = Transcriber(model, batch_seconds=4.0).transcribe(list(sounds))
+    results = Transcriber(model, batch_seconds=4.0).transcribe(list(sounds), listen=ALL)
     assert typist.batches == [[50, 50, 50], [100], [200], [250]]
     assert [r.text for r in results] == ["250", "50", "200", "50", "100", "50"], "answers in the order of the question"
 
 
 def test_silent_windows_leave_no_segment_but_count_as_time(typist: Typist, model: Model) -> None:
-    result = Transcriber(model).transcribe(noise(0.1))
+    result = Transcriber(model).transcribe(noise(0.1), listen=ALL)
     assert (result.text, result.segments, result.duration) == ("", (), 0.1)
 
 
 def test_texts_are_joined_as_their_languages_write(typist: Typist, model: Model) -> None:
-    result = Transcriber(model).transcribe(noise(62.0))
+    result = Transcriber(model).transcribe(noise(62.0), listen=ALL)
     texts, kinds = [s.text for s in result.segments], [s.language for s in result.segments]
     assert kinds == ["zh", "zh", "de"]
     assert result.text == f"{texts[0]}{texts[1]} {texts[2]}"
@@ -109,11 +118,11 @@ def test_texts_are_joined_as_their_languages_write(typist: Typist, model: Model)
 
 
 def test_a_given_language_is_passed_on_and_not_called_a_guess(typist: Typist, model: Model) -> None:
-    result = Transcriber(model).transcribe(noise(1.0), language="hi")
+    result = Transcriber(model).transcribe(noise(1.0), language="hi", listen=ALL)
     assert typist.languages[0] is not None
     assert typist.languages[0].tolist() == [4]
     assert (result.language, result.language_probability) == ("hi", None)
-    Transcriber(model).transcribe(noise(1.0))
+    Transcriber(model).transcribe(noise(1.0), listen=ALL)
     assert typist.languages[1] is None
 
 
@@ -130,7 +139,7 @@ def test_every_step_of_every_window_can_be_watched() -> None:
     seen: list[tuple[int, int, str]] = []
     asr = Transcriber(wake(random_model()))
     sounds = [noise(1.3, 1), noise(0.4, 2)]
-    results = asr.transcribe(list(sounds), options=QUICK, watch=lambda *told: seen.append(told))
+    results = asr.transcribe(list(sounds), options=QUICK, listen=ALL, watch=lambda *told: seen.append(told))
     assert {window for window, _, _ in seen} == {0, 1}
     for window, result in enumerate(results):
         mine = [(step, text) for w, step, text in seen if w == window]
@@ -162,4 +171,132 @@ def test_load_makes_a_transcriber_of_a_folder(model: Model, tmp_path: Any) -> No
     asr = module.load(tmp_path)
     assert isinstance(asr, Transcriber)
     sound = noise(0.5)
-    assert asr.transcribe(sound, options=QUICK).text == Transcriber(model).transcribe(sound, options=QUICK).text
+    expected = Transcriber(model).transcribe(sound, options=QUICK, listen=ALL)
+    assert asr.transcribe(sound, options=QUICK, listen=ALL).text == expected.text
+
+
+class Reader:
+    """Stands in for ``decode``: answers from a list, once each; the last answer stays."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+        self.options: list[SamplingOptions] = []
+        self.rows: list[int] = []
+
+    def __call__(self, model: Model, speech: Speech, languages: Any, options: Any, show: Any = None) -> list[Decoded]:
+        self.options.append(options)
+        self.rows.append(len(speech.lengths))
+        return [self.answer(i, n) for i, n in enumerate(speech.lengths.tolist())]
+
+    def answer(self, row: int, frames: int) -> Decoded:
+        text = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        words = tuple(
+            HeardWord(word=w, first=n, last=n, probability=0.001 if w == "hm" else 0.9)
+            for n, w in enumerate(text.split())
+        )
+        return Decoded(
+            text=text, language="en", language_probability=0.5, avg_logprob=-0.5, steps=3, words=words
+        )  # fmt: skip
+
+
+def reading(monkeypatch: pytest.MonkeyPatch, *answers: str) -> Reader:
+    stand_in = Reader(*answers)
+    monkeypatch.setattr(module, "decode", stand_in)
+    return stand_in
+
+
+LOOP = "thank you for watching " * 12
+
+
+def test_a_loop_is_decoded_again_with_another_seed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reading(monkeypatch, LOOP, "thank you")
+    result = Transcriber(model).transcribe(noise(4.0), options=SamplingOptions(seed=7), listen=ALL)
+    assert (result.text, result.gaps) == ("thank you", ())
+    assert [o.seed for o in reader.options] == [7, 8]
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_loop_that_stays_is_a_gap(model: Model, monkeypatch: pytest.MonkeyPatch, retries: int) -> None:
+    reader = reading(monkeypatch, LOOP)
+    result = Transcriber(model).transcribe(noise(4.0), listen=replace(ALL, retries=retries))
+    assert (result.text, result.gaps) == ("", (Gap(start=0.0, end=4.0, reason="repetition"),))
+    assert len(reader.options) == 1 + retries
+    lax = replace(ALL, compression_ratio=100.0, repetition=1.0)
+    assert Transcriber(model).transcribe(noise(4.0), listen=lax).text == LOOP
+
+
+@pytest.mark.parametrize(("said", "reason"), [("hm", "no speech"), ("", "no text"), (" . ", "no text")])
+def test_what_is_not_believed_is_a_gap(model: Model, monkeypatch: pytest.MonkeyPatch, said: str, reason: Any) -> None:
+    reading(monkeypatch, said)
+    result = Transcriber(model).transcribe(noise(2.0), listen=ALL)
+    assert (result.text, result.gaps) == ("", (Gap(start=0.0, end=2.0, reason=reason),))
+    believed = Transcriber(model).transcribe(noise(2.0), listen=replace(ALL, no_speech=1.0))
+    assert believed.text == ("hm" if said == "hm" else "")
+
+
+def test_silence_is_no_speech_and_no_gap(model: Model) -> None:
+    for sound in (np.zeros(SAMPLE_RATE_HZ, np.float32), noise(3.0)):
+        result = Transcriber(model).transcribe(sound)
+        assert (result.text, result.segments, result.gaps) == ("", (), ())
+        assert (result.duration, result.language_probability) == (len(sound) / SAMPLE_RATE_HZ, 0.0)
+
+
+def test_a_stream_is_the_transcript_piece_by_piece(typist: Typist, model: Model) -> None:
+    sound, listen, typist.shortest = noise(70.0), replace(ALL, window_seconds=12.0), 400
+    gaps: list[Gap] = []
+    whole = Transcriber(model, batch_seconds=12.0).transcribe(sound, listen=listen)
+    typist.batches.clear()
+    stream = Transcriber(model, batch_seconds=12.0).stream(sound, listen=listen, on_gap=gaps.append)
+    first = next(stream)
+    assert sum(map(len, typist.batches)) <= 3, "nothing beyond the first batch was decoded for the first segment"
+    streamed = [first, *stream]
+    assert (tuple(streamed), tuple(gaps)) == (whole.segments, whole.gaps)
+    assert len(gaps) >= 1 < len(streamed)
+    covered = sorted((p.start, p.end) for p in (*streamed, *gaps))
+    assert (covered[0][0], covered[-1][1]) == (0, 70)
+    assert all(a[1] == b[0] for a, b in pairwise(covered))
+
+
+def test_a_stream_refuses_before_it_begins_and_fails_where_the_file_does(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="'xx'"):
+        next(Transcriber(model).stream(noise(1.0), language="xx"))
+    with pytest.raises(AudioError, match="nowhere"):
+        next(Transcriber(model).stream("nowhere.wav"))
+
+
+class Clockwork:
+    """Stands in for ``decode`` where a word is said each second: each window says those that it holds whole."""
+
+    def __init__(self, starts: dict[int, int]) -> None:
+        self.starts = starts
+        """Of windows, by their frames."""
+
+    def __call__(self, model: Model, speech: Speech, languages: Any, options: Any, show: Any = None) -> list[Decoded]:
+        slot = 0.02 * 2**model.config.projector.strides
+        (frames,) = speech.lengths.tolist()
+        begin = self.starts[frames]
+        inside = [n for n in range(begin, 80) if n + 0.8 <= begin + frames / 50]
+        words = tuple(
+            HeardWord(
+                word=f"w{n}", first=round((n + 0.2 - begin) / slot), last=round((n + 0.6 - begin) / slot),
+                probability=0.9,
+            )
+            for n in inside
+        )  # fmt: skip
+        text = " ".join(w.word for w in words)
+        return [Decoded(text=text, language="en", language_probability=1, avg_logprob=-0.1, steps=1, words=words)]
+
+
+def test_speech_without_a_pause_is_sewn_together(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = [
+        Window(
+            start=s * SAMPLE_RATE_HZ, end=e * SAMPLE_RATE_HZ, samples=noise(float(e - s)),
+            speech=((s * SAMPLE_RATE_HZ, e * SAMPLE_RATE_HZ),), speech_probability=1.0, runs_on=e < 80,
+        )
+        for s, e in ((0, 30), (27, 56), (53, 80))
+    ]  # fmt: skip
+    monkeypatch.setattr(module, "decode", Clockwork({1500: 0, 1450: 27, 1350: 53}))
+    monkeypatch.setattr(module.Windows, "__iter__", lambda self: iter(windows))
+    result = Transcriber(model, batch_seconds=1.0).transcribe(noise(1.0))
+    assert result.text == " ".join(f"w{n}" for n in range(80))
+    assert [s.end for s in result.segments[:-1]] == [s.start for s in result.segments[1:]]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from diffasr.errors import OptionError
-from diffasr.transcript import Segment, Transcript, Word
+from diffasr.transcript import Gap, Segment, Transcript, Word, compression_ratio
 
 
 def make_segment(**changes: Any) -> Segment:
@@ -35,6 +35,9 @@ def make_transcript(**changes: Any) -> Transcript:
     return Transcript(**{**values, **changes})
 
 
+GAP = Gap(start=0.5, end=1.0, reason="repetition")
+
+
 def make_word(**changes: Any) -> Word:
     return Word(**{"word": "grüß", "start": 0.08, "end": 0.48, "probability": 0.5, **changes})
 
@@ -52,10 +55,12 @@ def test_a_word_out_of_range_is_refused(changes: dict[str, float]) -> None:
         make_word(**changes)
 
 
-@pytest.mark.parametrize("record", [make_segment(), make_transcript(), make_word()])
-def test_dictionary_has_exactly_the_fields_and_is_json(record: Segment | Transcript | Word) -> None:
+@pytest.mark.parametrize("record", [make_segment(), make_transcript(), make_word(), GAP])
+def test_dictionary_has_exactly_the_fields_and_is_json(record: Segment | Transcript | Word | Gap) -> None:
     as_dict = record.to_dict()
-    assert list(as_dict) == [field.name for field in dataclasses.fields(record)]
+    derived = {"compression_ratio"} if isinstance(record, Segment) else set()
+    assert [name for name in as_dict if name not in derived] == [field.name for field in dataclasses.fields(record)]
+    assert all(as_dict[name] == getattr(record, name) for name in derived)
     assert json.loads(json.dumps(as_dict, allow_nan=False)) == as_dict
 
 
@@ -68,8 +73,23 @@ def test_times_are_rounded_to_milliseconds_in_json_only() -> None:
 
 def test_every_value_but_the_times_comes_through_unchanged() -> None:
     as_dict = make_transcript().to_dict()
-    assert as_dict["segments"][0] == {**dataclasses.asdict(make_segment()), "end": 1.235, "words": []}
-    assert as_dict == {**dataclasses.asdict(make_transcript()), "duration": 1.235, "segments": as_dict["segments"]}
+    derived = {"end": 1.235, "words": [], "compression_ratio": make_segment().compression_ratio}
+    assert as_dict["segments"][0] == {**dataclasses.asdict(make_segment()), **derived}
+    expected = {**dataclasses.asdict(make_transcript()), "duration": 1.235, "segments": as_dict["segments"], "gaps": []}
+    assert as_dict == expected
+    assert make_transcript(gaps=(GAP,)).to_dict()["gaps"] == [GAP.to_dict()]
+
+
+def test_loops_shrink_most() -> None:
+    assert compression_ratio("thank you " * 30) > 2.4 > compression_ratio("Aber ich begrüße die Anzeichen.") > 0
+    assert compression_ratio("") == 0
+    assert make_segment(text="ha " * 100).compression_ratio == compression_ratio("ha " * 100)
+
+
+@pytest.mark.parametrize("changes", [{"start": 2.0}, {"end": math.inf}, {"reason": "tired"}])
+def test_bad_gap_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="got"):
+        dataclasses.replace(GAP, **changes)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +103,8 @@ def test_every_value_but_the_times_comes_through_unchanged() -> None:
         {"avg_logprob": -math.inf},
         {"avg_logprob": math.nan},
         {"steps": -1},
+        {"no_speech_prob": 1.1},
+        {"language_probability": -0.1},
     ],
 )
 def test_bad_segment_is_refused(changes: dict[str, Any]) -> None:

@@ -3,20 +3,20 @@
 CTC says what it heard, how much canvas that needs and where each token was; then the denoiser writes the text.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from diffasr.confidence import judged
 from diffasr.diffusion import ctc, vote
-from diffasr.diffusion.align import align
 from diffasr.diffusion.corrupt import corrupt
 from diffasr.diffusion.sampler import Draft, SamplingOptions, closed, fresh_rows, sample
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache, Speech
 from diffasr.text import LANGUAGES, Tokenizer
+from diffasr.words import HeardWord, place_words
 
 Show = Callable[[Draft, list[int]], None]
 """Called with a draft and the rows of the batch that it holds."""
@@ -31,38 +31,11 @@ class Decoded:
     language_probability: float
     avg_logprob: float
     steps: int
-    words: tuple["HeardWord", ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeardWord:
-    """A word of the text, and the audio tokens that CTC puts it to."""
-
-    word: str
-    first: int
-    last: int
-    probability: float
-    """How sure CTC is of its letters: the geometric mean over its labels."""
-
-
-def place_words(model: Model, logits: Tensor, text: str, language: str) -> tuple[HeardWord, ...]:
-    """The words of ``text`` in the order of time, by alignment to (N, C) CTC logits.
-
-    A text with more letters than N slots can hold is spread over them evenly, with probability 0.
-    """
-    tokenizer, slots = model.tokenizer, len(logits)
-    labels = tokenizer.pieces(text)
-    spans = align(logits, labels, blank=tokenizer.blank)
-    out = []
-    for word, first, last in tokenizer.words(text, language):
-        if spans is None:
-            start, end, sure = first * slots // len(labels), max(0, (last + 1) * slots // len(labels) - 1), 0.0
-        else:
-            mine = spans[first : last + 1]
-            start, end = mine[0].peak, mine[-1].peak  # a span may reach far into the silence beside it
-            sure = math.exp(sum(s.log_probability for s in mine) / len(mine))
-        out.append(HeardWord(word=word, first=start, last=max(start, end), probability=sure))
-    return tuple(out)
+    words: tuple[HeardWord, ...] = ()
+    tokens: tuple[int, ...] = ()
+    """As the denoiser wrote them, without the end; of several votes those of the first."""
+    token_logprobs: tuple[float, ...] = ()
+    """Of each token when it was accepted, in nats."""
 
 
 def ctc_texts(model: Model, speech: Speech) -> list[str]:
@@ -115,9 +88,14 @@ def decode(
     written = _write(model, cache, options, show)
     elected = [_elected(written[n : n + votes]) for n in range(0, rows * votes, votes)]
     return [
-        replace(d, words=place_words(model, cache.ctc[n, : int(cache.slots[n])], d.text, d.language))
+        replace(d, words=_placed(model, cache.ctc[n, : int(cache.slots[n])], d, written[n : n + votes]))
         for n, d in zip(range(0, rows * votes, votes), elected, strict=True)
     ]
+
+
+def _placed(model: Model, logits: Tensor, chosen: Decoded, ballots: Sequence[Decoded]) -> tuple[HeardWord, ...]:
+    words = place_words(model.tokenizer, logits, chosen.text, chosen.language, ballots=ballots)
+    return judged(words, model.config.calibration)
 
 
 def _first_of(votes: int, show: Show) -> Show:
@@ -285,15 +263,21 @@ def _decoded(
 ) -> Decoded:
     """One row as text; without tokens it is empty."""
     index, text, score = int(cache.languages[row]), "", 0.0
+    ids: list[int] = []
+    sure: list[float] = []
     if tokens is not None and log_probability is not None:
         ids = tokens.tolist()
         written = ids.index(model.tokenizer.end) + 1 if model.tokenizer.end in ids else len(ids)
         text = model.tokenizer.decode(ids)
         score = min(0.0, float(log_probability[:written].mean()))
+        size = written - (model.tokenizer.end in ids)
+        ids, sure = ids[:size], log_probability[:size].tolist()
     return Decoded(
         text=text,
         language=list(LANGUAGES)[index],
         language_probability=float(cache.language_logits[row].float().softmax(0)[index]),
         avg_logprob=score,
         steps=steps,
+        tokens=tuple(ids),
+        token_logprobs=tuple(sure),
     )

@@ -75,8 +75,11 @@ class Tokenizer:
             return list(range(self.size))
         special = self.backend.get_added_tokens_decoder()
         texts = self.backend.decode_batch([[i] for i in range(self.size)])  # half a character becomes one \ufffd
-        widths = [sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text.strip()) for text in texts]
-        return [self.end, *(i for i, width in enumerate(widths) if width <= letters and i not in special)]
+        short = [(i, t) for i, t in enumerate(text.strip() for text in texts) if len(t) <= letters and i not in special]
+        return [
+            self.end,
+            *(i for i, t in short if sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in t) <= letters),
+        ]
 
     def _short(self) -> Backend:
         """The same tokenizer, merging no further than the alphabet goes."""

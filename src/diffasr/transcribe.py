@@ -2,25 +2,32 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
 import torch
 
-from diffasr.audio import SAMPLE_RATE_HZ, Samples, Source, load_audio, log_mel, split_at_silence
-from diffasr.decode import Decoded, HeardWord, Show, decode
+from diffasr.audio import SAMPLE_RATE_HZ, Samples, Source, log_mel
+from diffasr.decode import Decoded, Show, decode
 from diffasr.diffusion.sampler import Draft, SamplingOptions
 from diffasr.errors import OptionError
+from diffasr.guard import another_try, is_loop, no_speech_probability
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import Model
 from diffasr.model.encoder import stack
 from diffasr.model.network import Speech
+from diffasr.model.precision import Precision
+from diffasr.seams import Piece, sew
 from diffasr.text import LANGUAGES, check_language
-from diffasr.transcript import Segment, Transcript, Word
+from diffasr.transcript import Gap, Segment, Transcript, Word, put_together
+from diffasr.windows import ListenOptions, Window, Windows
+from diffasr.words import HeardWord, word_times
 
 Watch = Callable[[int, int, str], None]
 """Called with the number of a window, that of a step, and the draft after it."""
+
+_POOL = 4  # batches that are read before they are decoded: more of them have windows of like length
 
 
 class Transcriber:
@@ -40,6 +47,7 @@ class Transcriber:
         *,
         language: str | None = ...,
         options: SamplingOptions | None = ...,
+        listen: ListenOptions | None = ...,
         watch: Watch | None = ...,
     ) -> Transcript: ...
 
@@ -50,6 +58,7 @@ class Transcriber:
         *,
         language: str | None = ...,
         options: SamplingOptions | None = ...,
+        listen: ListenOptions | None = ...,
         watch: Watch | None = ...,
     ) -> list[Transcript]: ...
 
@@ -59,6 +68,7 @@ class Transcriber:
         *,
         language: str | None = None,
         options: SamplingOptions | None = None,
+        listen: ListenOptions | None = None,
         watch: Watch | None = None,
     ) -> Transcript | list[Transcript]:
         """Write down what is said.
@@ -67,49 +77,113 @@ class Transcriber:
         batches. language: a code of ``text.LANGUAGES``; None: the model finds it, window by window. watch: called with
         (window, step, draft) after each step. Raises AudioError, OptionError.
         """
-        check_language(language)
-        sources = audio if isinstance(audio, list) else [audio]
-        samples = [load_audio(source) for source in sources]
-        windows = [
-            _Window(recording, start, end)
-            for recording, sound in enumerate(samples)
-            for start, end in split_at_silence(sound)
-        ]
-        decoded = self._decode_all(samples, windows, language, options or SamplingOptions(), watch)
+        request = _request(language, options, listen, watch)
+        recordings = [Windows(source, request.listen) for source in (audio if isinstance(audio, list) else [audio])]
+        pieces: list[list[Piece]] = [[] for _ in recordings]
+        for number, piece in self._pieces(recordings, request, pool_seconds=_POOL * self.batch_seconds):
+            pieces[number].append(piece)
+        name = self.model.config.name
         transcripts = [
-            self._join(sound, [(w, d) for w, d in zip(windows, decoded, strict=True) if w.recording == n], language)
-            for n, sound in enumerate(samples)
+            put_together(mine, language=language, seconds=recording.seconds, model=name)
+            for mine, recording in zip(pieces, recordings, strict=True)
         ]
         return transcripts if isinstance(audio, list) else transcripts[0]
 
-    def _decode_all(
+    def stream(
         self,
-        samples: Sequence[Samples],
-        windows: Sequence["_Window"],
-        language: str | None,
-        options: SamplingOptions,
-        watch: Watch | None,
-    ) -> list[Decoded]:
-        """Decode windows in batches of like length; the answers in the order of ``windows``."""
+        audio: Source,
+        *,
+        language: str | None = None,
+        options: SamplingOptions | None = None,
+        listen: ListenOptions | None = None,
+        on_gap: Callable[[Gap], None] | None = None,
+    ) -> Iterator[Segment]:
+        """Yield the segments of one recording while it is still being read, in the order of time.
+
+        Segments come a batch at a time: a smaller ``batch_seconds`` brings them earlier. Arguments and errors are those
+        of ``transcribe``; on_gap: called with what ``Transcript.gaps`` would list.
+        """
+        request = _request(language, options, listen, None)
+        for _, piece in self._pieces([Windows(audio, request.listen)], request, pool_seconds=self.batch_seconds):
+            if isinstance(piece, Segment):
+                yield piece
+            elif on_gap is not None:
+                on_gap(piece)
+
+    def _pieces(
+        self, recordings: Sequence[Windows], request: "_Request", *, pool_seconds: float
+    ) -> Iterator[tuple[int, Piece]]:
+        """Each window as a segment or a gap, with the number of its recording; what overlaps is sewn together."""
+        held: tuple[int, Piece] | None = None  # goes on in the window behind it
+        count = 0
+        for pool in _pools(recordings, pool_seconds):
+            decoded = self._decode_all([window for _, window in pool], request, count)
+            count += len(pool)
+            for (number, window), heard in zip(pool, decoded, strict=True):
+                piece = self._believed(window, heard, request)
+                if held is not None:
+                    before = held[1]
+                    if held[0] == number and piece.start < before.end:
+                        before, piece = sew(before, piece)
+                    yield held[0], before
+                held = (number, piece) if window.runs_on else None
+                if held is None:
+                    yield number, piece
+        if held is not None:
+            yield held
+
+    def _decode_all(self, windows: Sequence[Window], request: "_Request", count: int) -> list[Decoded]:
+        """Decode windows in batches of like length; the answers in the order of ``windows``.
+
+        count: windows of the request that were decoded before.
+        """
         decoded: list[Decoded | None] = [None] * len(windows)
-        order = sorted(range(len(windows)), key=lambda n: windows[n].size)
+        order = sorted(range(len(windows)), key=lambda n: len(windows[n].samples))
         for numbers in self._batches(order, windows):
-            speech = self.hear([samples[windows[n].recording][windows[n].start : windows[n].end] for n in numbers])
-            known = None if language is None else torch.full((len(numbers),), list(LANGUAGES).index(language))
-            show = None if watch is None else self._shower(watch, numbers)
-            for n, result in zip(numbers, decode(self.model, speech, known, options, show), strict=True):
+            speech = self.hear([windows[n].samples for n in numbers])
+            code = request.language
+            known = None if code is None else torch.full((len(numbers),), list(LANGUAGES).index(code))
+            show = None if request.watch is None else self._shower(request.watch, [count + n for n in numbers])
+            for n, result in zip(numbers, decode(self.model, speech, known, request.options, show), strict=True):
                 decoded[n] = result
         return [d for d in decoded if d is not None]
 
-    def _batches(self, order: Sequence[int], windows: Sequence["_Window"]) -> Iterator[list[int]]:
+    def _batches(self, order: Sequence[int], windows: Sequence[Window]) -> Iterator[list[int]]:
         batch: list[int] = []
         for n in order:
-            if batch and (len(batch) + 1) * windows[n].size > self.batch_seconds * SAMPLE_RATE_HZ:
+            if batch and (len(batch) + 1) * len(windows[n].samples) > self.batch_seconds * SAMPLE_RATE_HZ:
                 yield batch
                 batch = []
             batch.append(n)
         if batch:
             yield batch
+
+    def _believed(self, window: Window, heard: Decoded, request: "_Request") -> Piece:
+        """A window as a segment, or as a gap where nothing is to be believed; a loop is decoded again first."""
+        listen, options = request.listen, request.options
+        start, end = window.start / SAMPLE_RATE_HZ, window.end / SAMPLE_RATE_HZ
+        for attempt in range(listen.retries + 1):
+            if attempt:
+                again = replace(request, options=another_try(options, attempt), watch=None)
+                heard = self._decode_all([window], again, 0)[0]
+            if not any(c.isalnum() for c in heard.text):
+                return Gap(start=start, end=end, reason="no text")
+            doubt = no_speech_probability(window.speech_probability, heard.words)
+            if doubt > listen.no_speech:
+                return Gap(start=start, end=end, reason="no speech")
+            if not is_loop(heard.text, heard.language, listen):
+                return Segment(
+                    start=start,
+                    end=end,
+                    text=heard.text,
+                    language=heard.language,
+                    language_probability=None if request.language else heard.language_probability,
+                    avg_logprob=heard.avg_logprob,
+                    no_speech_prob=doubt,
+                    steps=heard.steps,
+                    words=self._timed(heard.words, window),
+                )
+        return Gap(start=start, end=end, reason="repetition")
 
     @torch.inference_mode()
     def hear(self, clips: Sequence[Samples]) -> Speech:
@@ -117,7 +191,7 @@ class Transcriber:
         ears = self.model.config.encoder
         shortest = SAMPLE_RATE_HZ // 10
         filled = [np.pad(clip, (0, max(0, shortest - len(clip)))) for clip in clips]
-        mels = [torch.from_numpy(log_mel(c, mels=ears.mels, padded=ears.mode == "padded")) for c in filled]
+        mels = [torch.from_numpy(log_mel(c, mels=ears.mels, padded=ears.mode != "natural")) for c in filled]
         batch, lengths = stack(mels)
         like = self.model.network.encoder.conv1.weight
         speech = self.model.network.hear(batch.to(like.device, like.dtype), lengths.to(like.device))
@@ -127,18 +201,18 @@ class Transcriber:
             speech = Speech(frames=speech.frames[:, : int(real.max())], lengths=real)
         return speech
 
-    def _timed(self, words: Sequence[HeardWord], window: "_Window") -> tuple[Word, ...]:
-        """Audio tokens as seconds of the recording, none of them past the window's end."""
+    def _timed(self, words: Sequence[HeardWord], window: Window) -> tuple[Word, ...]:
+        """Words with their times in seconds of the recording, none of them past the window's end."""
         slot = 0.02 * 2**self.model.config.projector.strides  # encoder frames are 20 ms
-        start, end = window.start / SAMPLE_RATE_HZ, window.end / SAMPLE_RATE_HZ
+        begin, limit = window.start / SAMPLE_RATE_HZ, window.end / SAMPLE_RATE_HZ
         return tuple(
             Word(
                 word=w.word,
-                start=min(start + slot * w.first, end),
-                end=min(start + slot * (w.last + 1), end),
-                probability=w.probability,
+                start=min(begin + start, limit),
+                end=min(begin + end, limit),
+                probability=w.probability if w.confidence is None else w.confidence,
             )
-            for w in words
+            for w, (start, end) in zip(words, word_times(words, window.samples, slot), strict=True)
         )
 
     def _shower(self, watch: Watch, numbers: Sequence[int]) -> Show:
@@ -148,68 +222,53 @@ class Transcriber:
 
         return show
 
-    def _join(self, sound: Samples, parts: Sequence[tuple["_Window", Decoded]], language: str | None) -> Transcript:
-        """The windows of one recording as a transcript, silent ones left out."""
-        segments = tuple(
-            Segment(
-                start=window.start / SAMPLE_RATE_HZ,
-                end=window.end / SAMPLE_RATE_HZ,
-                text=result.text,
-                language=result.language,
-                avg_logprob=result.avg_logprob,
-                steps=result.steps,
-                words=self._timed(result.words, window),
-            )
-            for window, result in parts
-            if result.text
-        )
-        main, probability = _main_language(parts)
-        return Transcript(
-            text=_joined(segments),
-            language=language or main,
-            language_probability=None if language else probability,
-            duration=len(sound) / SAMPLE_RATE_HZ,
-            segments=segments,
-            model=self.model.config.name,
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What was asked for, checked."""
+
+    language: str | None
+    options: SamplingOptions
+    listen: ListenOptions
+    watch: Watch | None
 
 
-@dataclass(frozen=True)
-class _Window:
-    """A stretch of one recording, in samples."""
-
-    recording: int
-    start: int
-    end: int
-
-    @property
-    def size(self) -> int:
-        return self.end - self.start
+def _request(
+    language: str | None, options: SamplingOptions | None, listen: ListenOptions | None, watch: Watch | None
+) -> _Request:
+    return _Request(
+        language=check_language(language),
+        options=options or SamplingOptions(),
+        listen=listen or ListenOptions(),
+        watch=watch,
+    )
 
 
-def _main_language(parts: Sequence[tuple[_Window, Decoded]]) -> tuple[str, float]:
-    """The language of most of the time, and the model's mean probability of it there."""
-    time = dict.fromkeys(LANGUAGES, 0)
-    sure = dict.fromkeys(LANGUAGES, 0.0)
-    for window, result in parts:
-        time[result.language] += window.size
-        sure[result.language] += window.size * result.language_probability
-    main = max(time, key=time.__getitem__)
-    return main, sure[main] / max(1, time[main])
+def _pools(recordings: Sequence[Windows], seconds: float) -> Iterator[list[tuple[int, Window]]]:
+    """Windows, with the numbers of their recordings, a few at a time: ``seconds`` of sound, or a little more."""
+    pool: list[tuple[int, Window]] = []
+    held = 0
+    for number, recording in enumerate(recordings):
+        for window in recording:
+            pool.append((number, window))
+            held += len(window.samples)
+            if held >= seconds * SAMPLE_RATE_HZ:
+                yield pool
+                pool, held = [], 0
+    if pool:
+        yield pool
 
 
-def _joined(segments: Sequence[Segment]) -> str:
-    """Texts in a row: a space between them, none where a Mandarin one follows another."""
-    out, before = "", ""  # of a recording without words, the empty text
-    for segment in segments:
-        out += ("" if not out or before == segment.language == "zh" else " ") + segment.text
-        before = segment.language
-    return out
-
-
-def load(name: str | os.PathLike[str] = "mini", *, device: str = "cpu", revision: str | None = None) -> Transcriber:
+def load(
+    name: str | os.PathLike[str] = "mini",
+    *,
+    device: str = "cpu",
+    revision: str | None = None,
+    precision: Precision = "auto",
+) -> Transcriber:
     """A transcriber of the embedded ``mini``, of a checkpoint folder, or of a hub id.
 
-    device: such as "cpu" or "cuda"; revision: of a hub id. Raises ModelError, DownloadError.
+    device: such as "cpu" or "cuda"; revision: of a hub id; precision: of the weights. Raises ModelError, DownloadError,
+    OptionError.
     """
-    return Transcriber(checkpoint.load(name, device=device, revision=revision))
+    return Transcriber(checkpoint.load(name, device=device, revision=revision, precision=precision))

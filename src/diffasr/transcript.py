@@ -5,10 +5,13 @@ line and the server print the same keys.
 """
 
 import math
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from diffasr.errors import OptionError
+from diffasr.text import LANGUAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,10 @@ class Segment:
     """Mean natural logarithm of the probability of the written tokens: 0 is certain."""
     steps: int
     """Denoising steps that were run for this window; fewer than asked for if it settled early."""
+    language_probability: float | None = None
+    """How sure the model was of the language of this window, in [0, 1]; None when the caller named it."""
+    no_speech_prob: float = 0.0
+    """How likely it is that nobody speaks here, in [0, 1], from the detector and CTC: see ``guard``; not calibrated."""
     words: tuple[Word, ...] = ()
     """In the order of time."""
 
@@ -62,6 +69,15 @@ class Segment:
             raise OptionError(f"avg_logprob must be finite and at most 0, got {self.avg_logprob}")
         if self.steps < 0:
             raise OptionError(f"steps must be at least 0, got {self.steps}")
+        if not 0 <= self.no_speech_prob <= 1:
+            raise OptionError(f"no_speech_prob must be in [0, 1], got {self.no_speech_prob}")
+        if self.language_probability is not None and not 0 <= self.language_probability <= 1:
+            raise OptionError(f"language_probability must be in [0, 1] or None, got {self.language_probability}")
+
+    @property
+    def compression_ratio(self) -> float:
+        """How many times zlib makes the text smaller: text that goes round in a loop shrinks most."""
+        return compression_ratio(self.text)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types, times rounded to milliseconds."""
@@ -72,8 +88,42 @@ class Segment:
             "language": self.language,
             "avg_logprob": self.avg_logprob,
             "steps": self.steps,
+            "language_probability": self.language_probability,
+            "no_speech_prob": self.no_speech_prob,
+            "compression_ratio": self.compression_ratio,
             "words": [word.to_dict() for word in self.words],
         }
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of ``text`` in UTF-8 over those that zlib makes of them; as Whisper defines it (openai/whisper)."""
+    raw = text.encode()
+    return len(raw) / len(zlib.compress(raw))
+
+
+Reason = Literal["no text", "no speech", "repetition"]
+"""``no text``: nothing was decoded. ``no speech``: ``no_speech_prob`` is too high. ``repetition``: the text went round
+in a loop, with every seed that was tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """Detected speech that is in no segment."""
+
+    start: float
+    """Seconds from the start of the recording."""
+    end: float
+    reason: Reason
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end < math.inf:
+            raise OptionError(f"a gap must have 0 <= start <= end, got {self.start} to {self.end}")
+        if self.reason not in get_args(Reason):
+            raise OptionError(f"reason can be {', '.join(get_args(Reason))}, got {self.reason!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types, times rounded to milliseconds."""
+        return {"start": round(self.start, 3), "end": round(self.end, 3), "reason": self.reason}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +140,8 @@ class Transcript:
     """In the order of time, without overlap; empty when nobody spoke."""
     model: str
     """Which checkpoint wrote this."""
+    gaps: tuple[Gap, ...] = ()
+    """In the order of time. Every second of detected speech is in a segment or in one of these."""
 
     def __post_init__(self) -> None:
         if self.language_probability is not None and not 0 <= self.language_probability <= 1:
@@ -106,4 +158,44 @@ class Transcript:
             "duration": round(self.duration, 3),
             "segments": [segment.to_dict() for segment in self.segments],
             "model": self.model,
+            "gaps": [gap.to_dict() for gap in self.gaps],
         }
+
+
+def put_together(pieces: Sequence[Segment | Gap], *, language: str | None, seconds: float, model: str) -> Transcript:
+    """The pieces of one recording, in the order of time, as its transcript.
+
+    language: what the caller said it is; None: that of most of the time, among the segments. seconds: its length.
+    """
+    segments = tuple(piece for piece in pieces if isinstance(piece, Segment))
+    main, probability = _main_language(segments)
+    return Transcript(
+        text=_joined(segments),
+        language=language or main,
+        language_probability=None if language else probability,
+        duration=seconds,
+        segments=segments,
+        model=model,
+        gaps=tuple(piece for piece in pieces if isinstance(piece, Gap)),
+    )
+
+
+def _main_language(segments: Sequence[Segment]) -> tuple[str, float]:
+    """The language of most of the time, and the model's mean probability of it there; 0 where nobody spoke."""
+    time = dict.fromkeys(LANGUAGES, 0.0)
+    sure = dict.fromkeys(LANGUAGES, 0.0)
+    for segment in segments:
+        length = segment.end - segment.start
+        time[segment.language] += length
+        sure[segment.language] += length * (segment.language_probability or 0.0)
+    main = max(time, key=time.__getitem__)
+    return main, min(1.0, sure[main] / time[main]) if time[main] else 0.0
+
+
+def _joined(segments: Sequence[Segment]) -> str:
+    """Texts in a row: a space between them, none where a Mandarin one follows another."""
+    out, before = "", ""  # of a recording without words, the empty text
+    for segment in segments:
+        out += ("" if not out or before == segment.language == "zh" else " ") + segment.text
+        before = segment.language
+    return out

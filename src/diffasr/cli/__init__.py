@@ -4,12 +4,13 @@ Exit codes: 0 all done, 1 some recording or step failed, 2 the call itself was w
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from diffasr import __version__
-from diffasr.cli import evaluate, info, train, transcribe
+from diffasr.cli import doctor, evaluate, importing, info, train, transcribe
 from diffasr.errors import DiffasrError, OptionError, RecipeError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -20,13 +21,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="diffasr", description="Speech recognition by text diffusion.")
     parser.add_argument("--version", action="version", version=f"diffasr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (transcribe, train, evaluate, info):
+    for command in (transcribe, train, evaluate, info, importing, doctor):
         command.add(commands)
+    for command_parser in commands.choices.values():
+        command_parser.add_argument("--offline", action="store_true", help="use no network at all")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what the arguments say; returns the exit code. Raises DiffasrError for what cannot be done at all."""
+    if args.offline:  # the hub's client reads it when it is imported, which no module has done yet
+        os.environ["HF_HUB_OFFLINE"] = "1"
     code: int = args.run(args)
     return code
 

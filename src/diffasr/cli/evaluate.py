@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def add(commands: "Commands") -> None:
     """The commands that measure: ``evaluate`` decodes and scores, ``score`` scores again."""
     judge = commands.add_parser("evaluate", help="error rates and speed of every decoder of a model, with a report")
-    judge.add_argument("sets", nargs="+", metavar="SET", help="NeMo JSON lines, or e.g. hf:fleurs:de:test")
+    judge.add_argument("sets", nargs="+", metavar="SET", help="NeMo JSON lines, e.g. hf:fleurs:de:test, or quiet:10")
     judge.add_argument("--model", default="mini", help="mini, a checkpoint folder, or a hub id (default: %(default)s)")
     judge.add_argument(
         "--decoders",
@@ -40,6 +40,7 @@ def add(commands: "Commands") -> None:
     judge.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     judge.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: %(default)s)")
     judge.add_argument("--find-language", action="store_true", help="do not tell the systems the language")
+    judge.add_argument("--no-vad", dest="vad", action="store_false", help="long and quiet sounds without the detector")
     judge.add_argument("--limit", type=int, help="recordings of each language (default: all)")
     judge.add_argument("--out", type=Path, default=Path("runs/evaluation"), metavar="DIR",
                        help="rows, report and plots; run again to go on (default: %(default)s)")  # fmt: skip
@@ -90,7 +91,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     options = EvaluationOptions(
         decoders=args.decoders, steps=args.steps, seeds=args.seeds, votes=args.votes, baselines=args.baseline,
         beams=args.beams, normaliser=args.normaliser, batch=args.batch, threads=args.threads, device=args.device,
-        find_language=args.find_language, limit=args.limit,
+        find_language=args.find_language, limit=args.limit, vad=args.vad,
     )  # fmt: skip
     standard, training = _beside(args, args.out)  # what is wrong with them is known before hours of decoding
     evaluate(args.model, args.sets, options, args.out)

@@ -1,6 +1,7 @@
 """``diffasr train``: run a recipe."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ def add(commands: "Commands") -> None:
     learn = commands.add_parser("train", help="run a training recipe; run again to go on")
     learn.add_argument("recipe", type=Path, help="a recipe.toml, or the folder that holds it")
     learn.add_argument("--out", type=Path, default=Path("runs/latest"), help="default: %(default)s")
+    learn.add_argument("--init", metavar="MODEL", help="start from this instead of the recipe's init: a folder or hub "
+                       "id of a diffasr, Whisper or DiffusionGemma model")  # fmt: skip
     learn.add_argument("--overfit", type=int, default=0, metavar="N", help="memorise the first N utterances")
     learn.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     learn.set_defaults(run=run)
@@ -23,9 +26,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from diffasr.train.loop import train
-    from diffasr.train.stages import Recipe
+    from diffasr.train.stages import Recipe, place_of
 
     recipe = Recipe.load(args.recipe)
+    if args.init:
+        recipe = replace(recipe, init=place_of(Path(), args.init))
     if args.threads:
         torch.set_num_threads(args.threads)
     print(train(recipe, args.out, overfit=args.overfit))

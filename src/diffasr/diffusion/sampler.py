@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from diffasr.diffusion.corrupt import noise
 from diffasr.errors import OptionError
 
+FEW = 8
+"""Places whose logits are looked at together."""
 Denoise = Callable[[Tensor, Tensor | None], Tensor]
 """Canvas (B, L) and the step before's logits (B, L, V) or None, to logits (B, L, V)."""
 Renew = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -118,10 +120,9 @@ def sample(
     best: Draft | None = None
     for step in range(1, options.steps + 1):
         logits = denoise(canvas, previous if options.self_conditioning else None).float()
-        drawn = _draw(logits, options.temperature_at(step - 1), sizes, dice)
+        best_tokens, total, entropy = beliefs(logits)  # (B, L) each
+        drawn = _draw(logits, best_tokens, options.temperature_at(step - 1), sizes, dice)
         chosen = closed(drawn, end)
-        log_probs = logits.log_softmax(-1)
-        entropy = -(log_probs.exp() * log_probs).sum(-1)  # (B, L)
         match options.accept:
             case "all":
                 accepted = real
@@ -132,11 +133,11 @@ def sample(
         if renew is None:
             fresh = fresh_rows(sizes, canvas.shape[1], dice, vocabulary=logits.shape[2])
         else:
-            fresh = renew(drawn, log_probs.gather(2, drawn[..., None])[..., 0].exp(), accepted)
+            fresh = renew(drawn, (_of(logits, drawn) - total).exp(), accepted)
         canvas = torch.where(accepted, chosen, fresh)
-        likely = closed(logits.argmax(-1), end)
+        likely = closed(best_tokens, end)
         tokens = torch.where(accepted, likely, canvas) if options.accept == "prefix" else likely
-        score = log_probs.gather(2, tokens[..., None])[..., 0]
+        score = _of(logits, tokens) - total
         done = accepted.eq(real).all(1) if options.accept == "prefix" else _is_sure(entropy, real, options.stop_entropy)
         best = _with_finished(Draft(step=step, tokens=tokens, entropy=entropy, log_probability=score,
                                     accepted=accepted, finished=done), best, real)  # fmt: skip
@@ -144,6 +145,24 @@ def sample(
         yield best
         if bool(best.finished.all()):
             return
+
+
+def beliefs(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, L, V) logits to the likeliest tokens, the logarithm of the sum of exponentials, and the entropy in nats, all
+    (B, L). A few places at a time: what is V wide then stays in the processor's cache."""
+    parts = []
+    for some in logits.flatten(0, 1).split(FEW):  # (FEW, V)
+        top, tokens = some.max(-1)
+        below = some - top[:, None]
+        shares = below.exp()
+        total = shares.sum(-1)
+        parts.append((tokens, top + total.log(), total.log() - shares.mul_(below).sum(-1) / total))
+    tokens, totals, entropies = (torch.cat(column).view(logits.shape[:2]) for column in zip(*parts, strict=True))
+    return tokens, totals, entropies
+
+
+def _of(logits: Tensor, tokens: Tensor) -> Tensor:
+    return logits.gather(2, tokens[..., None])[..., 0]  # (B, L)
 
 
 def closed(tokens: Tensor, end: int) -> Tensor:
@@ -193,9 +212,11 @@ def fresh_rows(sizes: Sequence[int], width: int, dice: Sequence[torch.Generator]
     return out
 
 
-def _draw(logits: Tensor, temperature: float, sizes: Sequence[int], dice: Sequence[torch.Generator]) -> Tensor:
-    """One token a place from (B, L, V) logits, each row with its own die; temperature 0 takes the most likely."""
-    tokens = logits.argmax(-1)
+def _draw(
+    logits: Tensor, likely: Tensor, temperature: float, sizes: Sequence[int], dice: Sequence[torch.Generator]
+) -> Tensor:
+    """One token a place from (B, L, V) logits, each row with its own die; temperature 0 takes the ``likely`` ones."""
+    tokens = likely.clone()
     if temperature > 0:
         for row, (size, die) in enumerate(zip(sizes, dice, strict=True)):
             shares = (logits[row, :size] / temperature).softmax(-1)

@@ -97,19 +97,22 @@ def confidence(rows: Iterable[Row], normaliser: str) -> list[dict[str, Any]]:
 
 
 def right_words(row: Row, normaliser: str) -> list[tuple[float, bool]]:
-    """Of each word of a row its probability and whether it is right; words of which nothing is left are left out.
+    """Of each word of a row its probability and whether it is right; words of which nothing is left are left out."""
+    found = are_right([word for word, _ in row["words"]], row["reference"], row["language"], normaliser)
+    return [(p, is_right) for (_, p), is_right in zip(row["words"], found, strict=True) if is_right is not None]
+
+
+def are_right(words: Sequence[str], reference: str, language: str, normaliser: str) -> list[bool | None]:
+    """Whether each of ``words`` is aligned to its like in ``reference``; None where nothing is left of the word.
 
     Words are normalised one by one: where rules look at several (Whisper's on English numbers), some count as wrong.
     """
-    language = row["language"]
-    pieces = [units(normalise(word, language, normaliser), language) for word, _ in row["words"]]
+    pieces = [units(normalise(word, language, normaliser), language) for word in words]
     owners = [number for number, mine in enumerate(pieces) for _ in mine]
-    reference = units(normalise(row["reference"], language, normaliser), language)
-    spoken = [(a, b) for a, b in align(reference, [piece for mine in pieces for piece in mine]) if b is not None]
+    expected = units(normalise(reference, language, normaliser), language)
+    spoken = [(a, b) for a, b in align(expected, [piece for mine in pieces for piece in mine]) if b is not None]
     wrong = {owner for owner, (a, b) in zip(owners, spoken, strict=True) if a != b}
-    return [
-        (probability, number not in wrong) for number, (_, probability) in enumerate(row["words"]) if pieces[number]
-    ]
+    return [number not in wrong if mine else None for number, mine in enumerate(pieces)]
 
 
 def reliability(words: Sequence[tuple[float, bool]]) -> dict[str, Any]:

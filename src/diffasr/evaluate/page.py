@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
+from diffasr.evaluate.quiet import KINDS, cells
 from diffasr.text import LANGUAGES
 
 Figures = Mapping[str, Any]
@@ -26,6 +27,9 @@ def render(report: Figures, plots: Sequence[str] = ()) -> str:
     parts += ["## Speed", _speed(report)]
     if report["languages"]:
         parts += ["## Which language was found", *(_confusion(found) for found in report["languages"])]
+    if report.get("quiet"):
+        head = ["set", "decoder", "all sounds", *KINDS]
+        parts += ["## Text where nobody speaks, in words a minute", table(head, cells(report["quiet"]))]
     parts += [f"![{name.removesuffix('.png').replace('-', ' ')}]({name})" for name in plots]
     return "\n\n".join(parts) + "\n"
 

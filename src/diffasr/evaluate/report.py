@@ -16,6 +16,7 @@ from diffasr.evaluate.breakdown import by_duration, confidence, draft_errors
 from diffasr.evaluate.folder import Row, read_facts, read_rows
 from diffasr.evaluate.page import render
 from diffasr.evaluate.plot import draw
+from diffasr.evaluate.quiet import false_text, is_quiet
 from diffasr.evaluate.tally import ALL, Tallies, Tally, measure, paired, tally
 from diffasr.evaluate.worst import WORST, worst_page
 from diffasr.formats import write_text_atomically
@@ -29,6 +30,7 @@ def build_report(
     rows: Sequence[Row], normaliser: str, facts: Mapping[str, Any], *, training: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """All figures of some raw rows; ``facts`` are those of run.json, or nothing; ``training``: see ``training_log``."""
+    quiet, rows = false_text(rows), [row for row in rows if not is_quiet(row)]
     about: dict[str, Row] = {}
     for row in rows:
         about.setdefault(row["system"], row)
@@ -54,6 +56,7 @@ def build_report(
         "durations": by_duration(tallies),
         "drafts": draft_errors(rows, normaliser),
         "confidence": confidence(rows, normaliser),
+        "quiet": quiet,
         "training": dict(training) if training else None,
     }
 
@@ -191,7 +194,7 @@ def write_report(
     rows = read_rows(source)
     report = build_report(rows, normaliser, read_facts(source), training=training)
     out.mkdir(parents=True, exist_ok=True)
-    plots = draw(report, out)
+    plots = draw(report, out) if report["sets"] else []
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False)
     write_text_atomically(out / "results.json", text + "\n")
     page = render(report, [plot.name for plot in plots])

@@ -24,11 +24,13 @@ from diffasr.evaluate.baseline import load_baseline
 from diffasr.evaluate.clock import Clock, Times
 from diffasr.evaluate.folder import Folder, Row, machine_facts, peak_memory_mib, reset_peak_memory
 from diffasr.evaluate.normalise import NORMALISERS
+from diffasr.evaluate.quiet import PREFIX, quiet_set
 from diffasr.evaluate.sets import Clip, EvaluationSet, read_set
 from diffasr.model import checkpoint
 from diffasr.model.network import Speech
 from diffasr.text import LANGUAGES
 from diffasr.transcribe import Transcriber, load
+from diffasr.windows import ListenOptions
 
 DECODERS = ("ctc", "ar", "diffusion", "seeded", "vote")
 Decoder = Literal["ctc", "ar", "diffusion", "seeded", "vote", "whisper"]
@@ -74,6 +76,8 @@ class EvaluationOptions:
     """Do not tell the systems what language they hear."""
     limit: int | None = None
     """Recordings of each language of each set, from its start."""
+    vad: bool = True
+    """Diffusion decoders listen only where the detector hears speech, in quiet sets and in recordings above 30 s."""
 
     def __post_init__(self) -> None:
         unknown = [d for d in self.decoders if d not in DECODERS]
@@ -104,12 +108,14 @@ class System:
     """Of the diffusion decoders."""
     baseline: str = ""
     beam: int = 1
+    vad: bool = True
 
     def definition(self) -> dict[str, Any]:
         """All that its rows depend on, the seed left out."""
         options = dataclasses.asdict(self.options) if self.options else {}
         options.pop("seed", None)
-        return {"decoder": self.decoder, "options": options, "baseline": self.baseline, "beam": self.beam}
+        facts = {"decoder": self.decoder, "options": options, "baseline": self.baseline, "beam": self.beam}
+        return facts if self.vad else facts | {"vad": False}
 
 
 def systems(options: EvaluationOptions) -> list[System]:
@@ -130,6 +136,7 @@ def systems(options: EvaluationOptions) -> list[System]:
                         decoder=decoder,
                         seed=seed,
                         options=replace(drawn, seed=seed),
+                        vad=options.vad,
                     )
                 )
     for spec in options.baselines:
@@ -164,7 +171,7 @@ def evaluate(model: str | os.PathLike[str], specs: Sequence[str], options: Evalu
     ModelError, DownloadError.
     """
     chosen = systems(options)
-    sets = [read_set(spec, limit=options.limit) for spec in specs]
+    sets = [quiet_set(s) if s.startswith(PREFIX) else read_set(s, limit=options.limit) for s in specs]
     _check_names(sets)
     asr = load(model, device=options.device)
     before = torch.get_num_threads()
@@ -246,6 +253,8 @@ def _run_model(
                 if ids not in heard:
                     heard[ids] = _listen(timed, clock, listened)
                 speech, listening = heard[ids]
+                if data.name.startswith(PREFIX):
+                    speech = None  # the detector is what is measured here, so the whole way of a recording is gone
                 if system.name not in warm:  # the first call pays for what later ones find ready
                     _write(timed, clock, system, speech or listened, language)
                     clock.take()
@@ -307,7 +316,8 @@ def _write_window(
 def _write_long(timed: Transcriber, clock: Clock, system: System, sound: Samples, language: str | None) -> Written:
     """A recording of any length, in windows. The language is that of the first window where each finds its own."""
     if system.options is not None:
-        result = timed.transcribe(sound, language=language, options=system.options)
+        listen = ListenOptions(vad=system.vad)
+        result = timed.transcribe(sound, language=language, options=system.options, listen=listen)
         words = tuple((w.word, w.probability) for s in result.segments for w in s.words)
         return Written(text=result.text, found=result.language, words=words)
     parts: list[Written] = []

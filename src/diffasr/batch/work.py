@@ -1,0 +1,114 @@
+"""One recording in, its rendered transcript out: what each worker of a batch does, in this process or another.
+
+Nothing is written here: texts go back to the process that started the batch.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from diffasr import __version__
+from diffasr.batch.inputs import STDIN, Recording
+from diffasr.batch.ledger import fingerprint, model_digest
+from diffasr.errors import DiffasrError
+from diffasr.formats import Format, LineShape, render
+
+if TYPE_CHECKING:
+    from diffasr.diffusion.sampler import SamplingOptions
+    from diffasr.transcribe import Transcriber, Watch
+    from diffasr.windows import ListenOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that a transcript depends on besides the recording."""
+
+    model: str
+    device: str
+    language: str | None
+    sampling: "SamplingOptions"
+    listen: "ListenOptions | None" = None
+    formats: tuple[Format, ...] = ("txt",)
+    shape: LineShape = field(default_factory=LineShape)
+
+    def arguments(self) -> dict[str, Any]:
+        """What ``Transcriber.transcribe`` takes."""
+        return {"language": self.language, "options": self.sampling, "listen": self.listen}
+
+    def basis(self) -> str:
+        """Settings, version and model as one text, for fingerprints; raises ModelError, DownloadError."""
+        from diffasr.model.hub import find
+
+        facts = dataclasses.asdict(self) | {"model": model_digest(find(self.model)), "version": __version__}
+        return json.dumps(facts, sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One recording, and what is known of it."""
+
+    recording: Recording
+    known: str | None = None
+    """The fingerprint of the files that are there already."""
+    data: bytes | None = None
+    """What standard input held."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a recording."""
+
+    recording: Recording
+    state: Literal["done", "unchanged", "failed"]
+    texts: dict[Format, str] = field(default_factory=dict)
+    """By format."""
+    language: str = ""
+    fingerprint: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """Loads one model when it is first needed, and transcribes with it."""
+
+    settings: Settings
+    basis: str | None = None
+    """See ``Settings.basis``; without it nothing is fingerprinted."""
+    threads: int | None = None
+    """Of torch, in this process; None: its own choice."""
+
+    @cached_property
+    def transcriber(self) -> "Transcriber":
+        """Raises ModelError, DownloadError, OptionError: they concern every recording."""
+        import torch
+
+        from diffasr.transcribe import load
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return load(self.settings.model, device=self.settings.device)
+
+    def do(self, task: Task, watch: "Watch | None" = None) -> Outcome:
+        """Transcribe one recording unless its fingerprint is known; what goes wrong with it is in the outcome."""
+        recording, mark = task.recording, ""
+        source = recording.source if task.data is None else task.data
+        try:
+            if self.basis is not None:
+                mark = fingerprint(source, self.basis)
+                if mark == task.known:
+                    return Outcome(recording=recording, state="unchanged", fingerprint=mark)
+        except OSError as error:
+            message = f"{recording.source} can't be read: {error.strerror}; check the path"
+            return Outcome(recording=recording, state="failed", error=message)
+        asr, settings = self.transcriber, self.settings
+        try:
+            transcript = asr.transcribe(source, watch=watch, **settings.arguments())
+            texts = {form: render(transcript, form, settings.shape) for form in settings.formats}
+        except Exception as error:  # whatever one recording does to us, the other thousand are still wanted
+            message = str(error) if isinstance(error, DiffasrError) else f"{type(error).__name__}: {error}"
+            if recording.source == STDIN or not isinstance(error, DiffasrError):
+                message = f"{recording.source}: {message}"
+            return Outcome(recording=recording, state="failed", error=message)
+        return Outcome(recording=recording, state="done", texts=texts, language=transcript.language, fingerprint=mark)

@@ -1,0 +1,56 @@
+"""What was decoded of a window in; whether to believe it out."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.transcript import compression_ratio
+from diffasr.windows import ListenOptions
+from diffasr.words import HeardWord
+
+LONGEST_LOOP = 10
+"""Words, or Chinese characters, of the longest loop that is looked for."""
+_FEWEST = 8  # below, "no, no, no, no" is what people say
+_HALF = 0.02  # CTC's evidence that counts half: noise has less than 0.005, the least clear speech of the dev set 0.1
+
+
+def no_speech_probability(speech_probability: float, words: Sequence[HeardWord]) -> float:
+    """How likely it is that nobody speaks in a window, in [0, 1]; not calibrated.
+
+    speech_probability: the detector's mean where it hears speech. words: of the text, with CTC's probability of each.
+    Where CTC has no room for the text all of these are 0, and the detector decides alone.
+    """
+    evidence = sum(word.probability for word in words) / max(1, len(words))
+    heard = evidence / (evidence + _HALF) if evidence else 1.0
+    return 1 - speech_probability * heard
+
+
+def is_loop(text: str, language: str, options: ListenOptions) -> bool:
+    """Whether a text goes round in a loop, by either of two bounds."""
+    return (
+        compression_ratio(text) > options.compression_ratio or repetition(text, language) > options.repetition
+    )  # fmt: skip
+
+
+def another_try(options: SamplingOptions, number: int) -> SamplingOptions:
+    """Options for decoding a loop again: another seed, and chance where there was none."""
+    chance = max(options.temperature, 0.6)
+    return replace(options, seed=options.seed + number, temperature=chance, seed_noise=max(options.seed_noise, 0.2))
+
+
+def repetition(text: str, language: str) -> float:
+    """The share of the words of ``text`` (Mandarin: its characters) that lie in a loop, the first turn not counted.
+
+    Between 0 and 1; 0 where there are too few words to tell. A loop is any run of up to ``LONGEST_LOOP`` words that is
+    followed by itself; the one that covers most counts.
+    """
+    words = list("".join(text.split())) if language == "zh" else text.casefold().split()
+    if len(words) < _FEWEST:
+        return 0.0
+    worst = 0
+    for period in range(1, min(LONGEST_LOOP, len(words) // 2) + 1):
+        run = 0
+        for n in range(period, len(words)):
+            run = run + 1 if words[n] == words[n - period] else 0
+            worst = max(worst, run if run >= period else 0)
+    return worst / len(words)
