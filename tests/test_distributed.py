@@ -133,7 +133,8 @@ def assert_alike(one: Path, two: Path) -> None:
         assert left.keys() == right.keys()
         for name in ("ctc", "ar", "diffusion", "norm", "rate", "rows"):
             if name in left:
-                assert right[name] == pytest.approx(left[name], rel=1e-5, abs=1.5e-4), (name, left["step"])
+                rounded = 1.5e-3 if name == "norm" else 1.5e-4  # one unit of the last place that is logged
+                assert right[name] == pytest.approx(left[name], rel=1e-5, abs=rounded), (name, left["step"])
     first, second = weights(one), weights(two)
     assert first.keys() == second.keys()
     for name, value in first.items():
