@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffasr.diffusion import sampler
 from diffasr.diffusion.sampler import (
-    Denoise,
     Draft,
-    Renew,
     SamplingOptions,
     closed,
     fresh_rows,
     sample,
     unchanged_so_far,
-    within_bound,
 )
 from diffasr.errors import OptionError
 
+WholeDenoise = Callable[[Tensor, Tensor | None], Tensor]
+WholeRenew = Callable[[Tensor, Tensor, Tensor], Tensor]
 V = 12
 NO_END = -1
 LENGTHS = torch.tensor([9, 4, 7])
@@ -38,12 +38,12 @@ def noise(lengths: Tensor = LENGTHS, seed: int = 0) -> Tensor:
     return torch.randint(V, (len(lengths), int(lengths.max())), generator=torch.Generator().manual_seed(seed))
 
 
-def knows(answer: Tensor) -> Denoise:
+def knows(answer: Tensor) -> WholeDenoise:
     """A denoiser that is sure of the answer whatever it sees."""
     return lambda canvas, previous: 30.0 * F.one_hot(answer[:, : canvas.shape[1]], V)
 
 
-def doubts(lengths: Tensor, sharpness: float = 2.0) -> Denoise:
+def doubts(lengths: Tensor, sharpness: float = 2.0) -> WholeDenoise:
     """A denoiser whose every place depends on all real places of its row, and on what was believed before."""
     table, places, belief = randn(V, 8).double(), randn(32, 8, seed=1).double(), randn(V, V, seed=2).double()
 
@@ -58,15 +58,30 @@ def doubts(lengths: Tensor, sharpness: float = 2.0) -> Denoise:
 
 
 def run(
-    denoise: Denoise,
+    denoise: WholeDenoise,
     canvas: Tensor,
     lengths: Tensor = LENGTHS,
     *,
     end: int = NO_END,
-    renew: Renew | None = None,
+    renew: WholeRenew | None = None,
     **options: object,
 ) -> list[Draft]:
-    return list(sample(denoise, canvas, lengths, SamplingOptions(**options), end=end, renew=renew))  # type: ignore[arg-type]
+    """Denoisers and renewals of these tests answer for the whole batch; here they are asked about some rows of it."""
+    whole = [len(lengths), canvas.shape[1]]
+
+    def spread(part: Tensor, rows: Tensor) -> Tensor:
+        return torch.zeros(len(lengths), *part.shape[1:], dtype=part.dtype).index_copy(0, rows, part)
+
+    def some(canvas: Tensor, previous: Tensor | None, rows: Tensor) -> Tensor:
+        assert [len(rows), canvas.shape[1]] == [len(canvas), whole[1]]
+        return denoise(spread(canvas, rows), None if previous is None else spread(previous, rows))[rows]
+
+    def anew(drawn: Tensor, probability: Tensor, accepted: Tensor, rows: Tensor) -> Tensor:
+        assert renew is not None
+        return renew(*(spread(part, rows) for part in (drawn, probability, accepted)))[rows]
+
+    made = SamplingOptions(**options)  # type: ignore[arg-type]
+    return list(sample(some, canvas, lengths, made, end=end, renew=None if renew is None else anew))
 
 
 def real_tokens(drafts: list[Draft], lengths: Tensor = LENGTHS) -> list[list[list[int]]]:
@@ -100,7 +115,7 @@ def test_the_most_likely_everywhere_needs_no_dice() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("end", [NO_END, 3])
-@pytest.mark.parametrize("accept", ["prefix", "entropy", "all"])
+@pytest.mark.parametrize("accept", ["prefix", "entropy", "threshold", "all"])
 @pytest.mark.parametrize("row", range(3))
 def test_a_row_of_a_batch_equals_the_row_alone(row: int, accept: str, end: int, temperature: float) -> None:
     options: dict[str, Any] = {"accept": accept, "stop_entropy": 0.5, "end": end, "temperature": temperature}
@@ -179,7 +194,7 @@ CHANGES = {
     "temperature": (0.0, 3.0),
     "final_temperature": (0.0, 3.0),
     "entropy_bound": (0.0, 5.0),
-    "accept": ("entropy", "all", "prefix"),
+    "accept": ("entropy", "all", "prefix", "threshold"),
     "stop_entropy": (0.0, 3.0),
     "self_conditioning": (True, False),
     "seed": (0, 1),
@@ -199,6 +214,7 @@ def test_every_option_changes_something(name: str) -> None:
 
 def test_no_option_is_forgotten() -> None:
     elsewhere = {"start", "seed_noise", "ctc_weight", "confidence", "votes"}  # test_decode.py
+    elsewhere |= {"threshold", "position_bias"}  # test_acceptance.py
     assert {f.name for f in fields(SamplingOptions)} == CHANGES.keys() | elsewhere
 
 
@@ -213,6 +229,8 @@ def test_no_option_is_forgotten() -> None:
         ("seed_noise", -0.1),
         ("seed_noise", 1.1),
         ("seed_noise", float("nan")),
+        ("threshold", 1.5),
+        ("position_bias", -0.1),
         ("temperature", -1.0),
         ("final_temperature", float("nan")),
         ("entropy_bound", float("inf")),
@@ -229,37 +247,6 @@ def test_temperature_is_a_straight_line() -> None:
     options = SamplingOptions(steps=5, temperature=1.0, final_temperature=0.2)
     assert [options.temperature_at(i) for i in range(5)] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     assert SamplingOptions(steps=1, temperature=1.0, final_temperature=0.2).temperature_at(0) == pytest.approx(0.2)
-
-
-def slow_bound(entropies: list[float], bound: float) -> list[float]:
-    """The accepted entropies of one row: take the surest while all taken but the last stay under the bound."""
-    taken: list[float] = []
-    for entropy in sorted(entropies):
-        if sum(taken) > bound:
-            break
-        taken.append(entropy)
-    return taken
-
-
-quarters = st.integers(0, 20).map(lambda n: n / 4)  # sums of quarters are exact
-
-
-@given(st.lists(st.lists(quarters, min_size=1, max_size=8), min_size=1, max_size=4), quarters)
-def test_the_bound_accepts_what_a_slow_loop_accepts(rows: list[list[float]], bound: float) -> None:
-    size = max(len(row) for row in rows) + 1
-    entropy = torch.tensor([row + [0.0] * (size - len(row)) for row in rows])
-    real = torch.arange(size) < torch.tensor([len(row) for row in rows])[:, None]
-    accepted = within_bound(entropy, real, bound)
-    assert not (accepted & ~real).any()
-    for row, values in enumerate(rows):
-        assert sorted(entropy[row, accepted[row]].tolist()) == slow_bound(values, bound)
-    assert accepted.any(1).all(), "at least one a row"
-
-
-def test_bound_0_accepts_the_surest_place_alone() -> None:
-    entropy = torch.tensor([[0.5, 0.2, 0.9], [0.1, 0.0, 0.0]])
-    real = torch.tensor([[True, True, True], [True, False, False]])
-    assert within_bound(entropy, real, 0.0).tolist() == [[False, True, False], [True, False, False]]
 
 
 def test_fresh_rows_draw_from_their_own_dice_only() -> None:
@@ -292,13 +279,13 @@ def test_behind_the_first_end_there_is_nothing_but_ends(rows: list[list[int]]) -
 def test_what_is_unchanged_so_far_ends_with_the_first_change(rows: list[list[int]], data: st.DataObject) -> None:
     width = len(rows[0])
     others = [data.draw(st.lists(st.integers(0, 3), min_size=width, max_size=width)) for _ in rows]
-    got = unchanged_so_far(torch.tensor(rows), torch.tensor(others)).tolist()
+    got = unchanged_so_far(torch.tensor(rows) == torch.tensor(others)).tolist()
     assert got == [
         [row[:place] == other[:place] for place in range(width)] for row, other in zip(rows, others, strict=True)
     ]
 
 
-@pytest.mark.parametrize("accept", ["prefix", "entropy", "all"])
+@pytest.mark.parametrize("accept", ["prefix", "entropy", "threshold", "all"])
 def test_no_draft_goes_on_behind_its_end(accept: str) -> None:
     ends = 0
     for seed in range(5):
@@ -311,13 +298,13 @@ def test_no_draft_goes_on_behind_its_end(accept: str) -> None:
     assert ends, "the law was put to the test"
 
 
-def follows(answer: Tensor) -> Denoise:
+def follows(answer: Tensor) -> WholeDenoise:
     """A denoiser that knows how the right start goes on, and is misled by a wrong one."""
 
     def denoise(canvas: Tensor, previous: Tensor | None) -> Tensor:
         truth = answer[:, : canvas.shape[1]]
         misled = (canvas * torch.arange(1, canvas.shape[1] + 1)).cumsum(1) % V
-        return 30.0 * F.one_hot(torch.where(unchanged_so_far(canvas, truth), truth, misled), V)
+        return 30.0 * F.one_hot(torch.where(unchanged_so_far(canvas == truth), truth, misled), V)
 
     return denoise
 
@@ -326,7 +313,7 @@ def follows(answer: Tensor) -> Denoise:
 def test_who_knows_how_the_start_goes_on_gets_to_the_end_from_any_start(seed: int, renewal: str) -> None:
     """And what was confirmed once is never changed."""
     answer, start = closed(noise(seed=seed), END), closed(noise(seed=seed + 1), END)
-    renew: dict[str, Renew | None] = {
+    renew: dict[str, WholeRenew | None] = {
         "noise": None,
         "once more": lambda drawn, *_: closed(drawn, END),
         "the rest of it": lambda *_: start.roll(1, 1),
@@ -351,7 +338,8 @@ def test_a_right_start_is_confirmed_at_once() -> None:
 
 
 @pytest.mark.parametrize("accept", ["prefix", "entropy", "all"])
-def test_renew_is_asked_for_what_was_not_accepted(accept: str) -> None:
+def test_renew_is_asked_for_what_was_not_accepted(accept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "WORTHWHILE", 2.0)  # no row leaves
     seen: list[Tensor] = []
     asked: list[tuple[Tensor, Tensor, Tensor]] = []
     plain = doubts(LENGTHS)

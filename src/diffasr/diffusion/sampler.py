@@ -1,7 +1,10 @@
 """From noise to text: a canvas is denoised a few times, and each draft is handed out as it comes.
 
 At every step the surest places are accepted and the rest is drawn anew from noise. The entropy bound accepts the k
-surest places while their entropies, less the largest, stay under a bound: arXiv:2505.24857 section 3.
+surest places while their entropies, less the largest, stay under a bound: arXiv:2505.24857 section 3. A threshold
+accepts every place that is likelier than a fixed number.
+
+A row that is finished leaves the batch: the denoiser is not asked about it again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +20,21 @@ from diffasr.errors import OptionError
 
 FEW = 8
 """Places whose logits are looked at together."""
-Denoise = Callable[[Tensor, Tensor | None], Tensor]
-"""Canvas (B, L) and the step before's logits (B, L, V) or None, to logits (B, L, V)."""
-Renew = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Tokens drawn (B, L), the probability of each (B, L) and which of them were accepted (B, L), to the tokens that take
-the place of the others (B, L)."""
+WORTHWHILE = 0.25
+"""Share of the rows in hand that must be finished before they leave: what a network remembers of the others is copied
+then, which costs them a part of a step."""
+Denoise = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+"""Canvas (R, L), the step before's logits (R, L, V) or None, and which rows of the batch these are (R,), to logits
+(R, L, V)."""
+Renew = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Tokens drawn (R, L), the probability of each (R, L), which of them were accepted (R, L) and which rows of the batch
+these are (R,), to the tokens that take the place of the others (R, L)."""
+
+
+_CHOICES = {
+    "start": ("ctc", "sample", "noise"),
+    "accept": ("prefix", "entropy", "threshold", "all"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +43,8 @@ class SamplingOptions:
 
     steps: int = 8
     """Model calls a window, at most."""
-    start: Literal["ctc", "noise"] = "ctc"
-    """What the canvas starts from: CTC's text, or random tokens."""
+    start: Literal["ctc", "sample", "noise"] = "ctc"
+    """What the canvas starts from: CTC's likeliest text, a sample of what CTC may have heard, or random tokens."""
     seed_noise: float = 0.0
     """Share of the CTC canvas that is replaced by random tokens before the first step."""
     temperature: float = 0.0
@@ -40,9 +53,15 @@ class SamplingOptions:
     """Of the last step; linear in between."""
     entropy_bound: float = 0.1
     """Nats that the accepted places may hold together, the least sure of them not counted."""
-    accept: Literal["prefix", "entropy", "all"] = "prefix"
+    accept: Literal["prefix", "entropy", "threshold", "all"] = "prefix"
     """``prefix``: up to the first place that the model changed, that one included; what follows is renewed.
-    ``entropy``: the surest places, within the bound. ``all``: every place, as in plain refinement."""
+    ``entropy``: the surest places, within the bound. ``threshold``: every place whose token is at least so likely, and
+    the likeliest. ``all``: every place, as in plain refinement."""
+    threshold: float = 0.9
+    """Probability from which ``threshold`` accepts a token."""
+    position_bias: float = 0.0
+    """With ``entropy`` and ``threshold``: nats by which the last place of a canvas counts as less sure than it is, the
+    others in proportion to their distance from its start."""
     confidence: float = 1.0
     """With ``prefix`` from CTC's text: what the model changes further on is taken into the canvas, not accepted, where
     it is likelier than this. 1: nothing is."""
@@ -64,13 +83,14 @@ class SamplingOptions:
             raise OptionError(f"steps must be at least 1, got {self.steps}")
         if self.votes < 1:
             raise OptionError(f"votes must be at least 1, got {self.votes}")
-        if self.start not in ("ctc", "noise"):
-            raise OptionError(f"start must be ctc or noise, got {self.start!r}")
-        if self.accept not in ("prefix", "entropy", "all"):
-            raise OptionError(f"accept must be prefix, entropy or all, got {self.accept!r}")
-        if not 0 <= self.seed_noise <= 1:
-            raise OptionError(f"seed_noise is a share from 0 to 1, got {self.seed_noise}")
-        for name in ("temperature", "final_temperature", "entropy_bound", "confidence", "ctc_weight", "stop_entropy"):
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise OptionError(f"{name} can be {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("seed_noise", "threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name in ("temperature", "final_temperature", "entropy_bound", "confidence", "ctc_weight", "stop_entropy",
+                     "position_bias"):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
 
@@ -111,40 +131,63 @@ def sample(
 
     Behind a row's first ``end`` everything is ``end``. What a step does not accept is given to ``renew``; without one
     it is drawn anew from noise. Each row draws from its own generator, so that a row's text does not depend on its
-    neighbours. A row that is finished keeps its draft; when all are, no more steps follow.
+    neighbours. A row that is finished keeps its draft and leaves the batch, with others that are; when all are, no more
+    steps follow.
     """
     sizes = lengths.tolist()
     dice = [torch.Generator().manual_seed(options.seed) for _ in sizes]
-    real = torch.arange(canvas.shape[1]) < lengths[:, None]  # (B, L)
+    everything = torch.arange(canvas.shape[1]) < lengths[:, None]  # (B, L)
+    rows = torch.arange(len(sizes))  # (R,) those that are still asked for
     previous: Tensor | None = None
     best: Draft | None = None
     for step in range(1, options.steps + 1):
-        logits = denoise(canvas, previous if options.self_conditioning else None).float()
-        best_tokens, total, entropy = beliefs(logits)  # (B, L) each
-        drawn = _draw(logits, best_tokens, options.temperature_at(step - 1), sizes, dice)
-        chosen = closed(drawn, end)
-        match options.accept:
-            case "all":
-                accepted = real
-            case "entropy":
-                accepted = within_bound(entropy, real, options.entropy_bound)
-            case "prefix":
-                accepted = unchanged_so_far(chosen, canvas) & real
+        real, seen = everything[rows], canvas[rows]  # (R, L)
+        mine, own = [sizes[row] for row in rows.tolist()], [dice[row] for row in rows.tolist()]
+        logits = denoise(seen, previous, rows).float()
+        best_tokens, total, entropy = beliefs(logits)  # (R, L) each
+        drawn = _draw(logits, best_tokens, options.temperature_at(step - 1), mine, own)
+        chosen, surprise = closed(drawn, end), total - _of(logits, drawn)
+        accepted = _accepted(options, real, chosen == seen, entropy, surprise)
         if renew is None:
-            fresh = fresh_rows(sizes, canvas.shape[1], dice, vocabulary=logits.shape[2])
+            fresh = fresh_rows(mine, canvas.shape[1], own, vocabulary=logits.shape[2])
         else:
-            fresh = renew(drawn, (_of(logits, drawn) - total).exp(), accepted)
-        canvas = torch.where(accepted, chosen, fresh)
+            fresh = renew(drawn, (-surprise).exp(), accepted, rows)
+        now = torch.where(accepted, chosen, fresh)
+        canvas = canvas.index_copy(0, rows, now)
         likely = closed(best_tokens, end)
-        tokens = torch.where(accepted, likely, canvas) if options.accept == "prefix" else likely
+        tokens = torch.where(accepted, likely, now) if options.accept == "prefix" else likely
         score = _of(logits, tokens) - total
         done = accepted.eq(real).all(1) if options.accept == "prefix" else _is_sure(entropy, real, options.stop_entropy)
         best = _with_finished(Draft(step=step, tokens=tokens, entropy=entropy, log_probability=score,
-                                    accepted=accepted, finished=done), best, real)  # fmt: skip
-        previous = logits
+                                    accepted=accepted, finished=done), best, real, rows)  # fmt: skip
         yield best
         if bool(best.finished.all()):
             return
+        stay = _staying(best.finished[rows])
+        previous = logits[stay] if options.self_conditioning else None
+        rows = rows[stay]
+
+
+def _accepted(options: SamplingOptions, real: Tensor, unchanged: Tensor, entropy: Tensor, surprise: Tensor) -> Tensor:
+    """Which places the next step sees as they are: (R, L), of ``real`` ones only.
+
+    unchanged: where the tokens drawn are those that were seen. surprise: minus their log-probability.
+    """
+    later = options.position_bias * torch.arange(real.shape[1]) / real.sum(1, keepdim=True).sub(1).clamp_min(1)
+    match options.accept:
+        case "all":
+            return real
+        case "entropy":
+            return within_bound(entropy + later, real, options.entropy_bound)
+        case "threshold":
+            return likely_enough(surprise + later, real, options.threshold)
+        case "prefix":
+            return unchanged_so_far(unchanged) & real
+
+
+def _staying(finished: Tensor) -> Tensor:
+    """Which of the rows in hand (R,) to go on with: all of them until it is worthwhile to part."""
+    return ~finished if int(finished.sum()) >= WORTHWHILE * len(finished) else torch.ones_like(finished)
 
 
 def beliefs(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,9 +214,9 @@ def closed(tokens: Tensor, end: int) -> Tensor:
     return tokens.masked_fill(ends.cumsum(1) > ends.long(), end)
 
 
-def unchanged_so_far(chosen: Tensor, canvas: Tensor) -> Tensor:
-    """Places before which ``chosen`` (B, L) is ``canvas`` (B, L): all up to the first change, that one included."""
-    changed = (chosen != canvas).long()
+def unchanged_so_far(unchanged: Tensor) -> Tensor:
+    """(B, L) bool: all places up to the first that is not ``unchanged``, that one included."""
+    changed = (~unchanged).long()
     return changed.cumsum(1) - changed == 0
 
 
@@ -181,19 +224,38 @@ def _is_sure(entropy: Tensor, real: Tensor, bound: float) -> Tensor:
     return (entropy * real).sum(1) / real.sum(1).clamp_min(1) < bound
 
 
-def _with_finished(draft: Draft, before: Draft | None, real: Tensor) -> Draft:
-    """Rows that were finished keep what they had. The others are when ``draft`` says so and their text stood still."""
+def _with_finished(draft: Draft, before: Draft | None, real: Tensor, rows: Tensor) -> Draft:
+    """The draft of the whole batch from that of ``rows`` (R,) and the one before.
+
+    Rows that were finished keep what they had. The others are when ``draft`` says so and their text stood still.
+    """
     if before is None:
         return replace(draft, finished=torch.zeros_like(draft.finished))
-    same = ((draft.tokens == before.tokens) | ~real).all(1)
-    held = before.finished[:, None]
-    return replace(
-        draft,
-        tokens=torch.where(held, before.tokens, draft.tokens),
-        entropy=torch.where(held, before.entropy, draft.entropy),
-        log_probability=torch.where(held, before.log_probability, draft.log_probability),
-        finished=before.finished | (draft.finished & same),
+    going = ~before.finished[rows]
+    places = rows[going]
+    same = ((draft.tokens == before.tokens[rows]) | ~real).all(1)
+
+    def held(old: Tensor, new: Tensor) -> Tensor:
+        return old.index_copy(0, places, new[going])
+
+    return Draft(
+        step=draft.step,
+        tokens=held(before.tokens, draft.tokens),
+        entropy=held(before.entropy, draft.entropy),
+        log_probability=held(before.log_probability, draft.log_probability),
+        accepted=held(before.accepted, draft.accepted),
+        finished=held(before.finished, draft.finished & same),
     )
+
+
+def likely_enough(surprise: Tensor, real: Tensor, threshold: float) -> Tensor:
+    """Places whose token has at least the probability ``threshold``, and each row's likeliest: (B, L) bool.
+
+    surprise: (B, L) minus the log-probability, in nats. Only ``real`` ones count.
+    """
+    hidden = surprise.masked_fill(~real, float("inf"))
+    likeliest = torch.zeros_like(real).scatter(1, hidden.argmin(1, keepdim=True), value=True)
+    return ((-hidden).exp() >= threshold) & real | likeliest & real
 
 
 def within_bound(entropy: Tensor, real: Tensor, bound: float) -> Tensor:
