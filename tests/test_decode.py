@@ -241,7 +241,7 @@ def test_behind_the_confirmed_text_ctc_goes_on(hears: str, steps: int, slots: li
     assert said.steps == steps, "one error, one change, and a look that finds nothing wrong"
     ids, end = random_model().tokenizer.encode("thedogran"), random_model().tokenizer.end
     assert script.calls[-1]["canvas"][0].tolist() == ids + [end] * (16 - len(ids))
-    assert script.calls[1]["hints"][0].tolist() == slots + [-1] * (16 - len(slots))
+    assert script.calls[-1]["hints"][0].tolist() == slots + [-1] * (16 - len(slots))
 
 
 @pytest.mark.parametrize(("confidence", "steps"), [(0.5, 2), (1.0, 4)])

@@ -11,6 +11,7 @@ from adapters import small_text
 from torch import Tensor
 
 from diffasr.cli import main
+from diffasr.diffusion.fuse import fused
 from diffasr.errors import OptionError
 from diffasr.model import precision as quantisers
 from diffasr.model.encoder import WhisperEncoder
@@ -95,14 +96,13 @@ def test_cache_and_working_memory_are_within_a_tenth_of_what_was_measured(shape:
 
 
 def test_evidence_of_ctc_takes_so_many_arrays(tmp_path: Path) -> None:
-    """The lines of decode.py that follow a step, on arrays large enough for nothing else to count."""
+    """On arrays large enough for nothing else to count."""
     labels, hints = torch.randn(1, 188, 3000), torch.zeros(1, 192, dtype=torch.long)
-    openings, rows = torch.arange(3000), torch.zeros(1, 1, dtype=torch.long)
+    openings = torch.arange(3000)
     logits = torch.randn(1, 192, 3000)
 
     def add() -> Tensor:
-        heard = labels[rows, hints.clamp_min(0)].log_softmax(-1)[:, :, openings]
-        return logits.log_softmax(-1) + 0.3 * heard * (hints >= 0)[:, :, None]
+        return fused(logits, labels, hints, openings, 0.3)
 
     array = logits.nbytes
     assert peak_of(add, tmp_path)[1] + array == pytest.approx(EVIDENCE * array, rel=0.1)

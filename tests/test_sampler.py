@@ -215,6 +215,7 @@ def test_every_option_changes_something(name: str) -> None:
 def test_no_option_is_forgotten() -> None:
     elsewhere = {"start", "seed_noise", "ctc_weight", "confidence", "votes"}  # test_decode.py
     elsewhere |= {"threshold", "position_bias"}  # test_acceptance.py
+    elsewhere |= {"guidance", "merge", "alternatives"}  # test_asking.py, test_ballots.py
     assert {f.name for f in fields(SamplingOptions)} == CHANGES.keys() | elsewhere
 
 
@@ -224,6 +225,9 @@ def test_no_option_is_forgotten() -> None:
         ("steps", 0),
         ("start", "silence"),
         ("votes", 0),
+        ("merge", "quarrel"),
+        ("alternatives", 2),
+        ("alternatives", -1),
         ("confidence", -0.1),
         ("accept", "some"),
         ("seed_noise", -0.1),
@@ -231,6 +235,7 @@ def test_no_option_is_forgotten() -> None:
         ("seed_noise", float("nan")),
         ("threshold", 1.5),
         ("position_bias", -0.1),
+        ("guidance", -1.0),
         ("temperature", -1.0),
         ("final_temperature", float("nan")),
         ("entropy_bound", float("inf")),

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from diffasr.asking import Asking
+from diffasr.ballots import alternatives, ballot_paths
 from diffasr.confidence import judged
 from diffasr.diffusion import ctc, vote
 from diffasr.diffusion.corrupt import corrupt
@@ -16,6 +18,7 @@ from diffasr.diffusion.sampler import Draft, SamplingOptions, closed, fresh_rows
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache, Speech
 from diffasr.text import LANGUAGES, Tokenizer
+from diffasr.transcript import Alternative
 from diffasr.words import HeardWord, place_words
 
 Show = Callable[[Draft, list[int]], None]
@@ -36,6 +39,8 @@ class Decoded:
     """As the denoiser wrote them, without the end; of several votes those of the first."""
     token_logprobs: tuple[float, ...] = ()
     """Of each token when it was accepted, in nats."""
+    alternatives: tuple[Alternative, ...] = ()
+    """See Segment."""
 
 
 def ctc_texts(model: Model, speech: Speech) -> list[str]:
@@ -86,7 +91,7 @@ def decode(
         cache = model.network.select(cache, again)
         show = None if show is None else _first_of(votes, show)
     written = _write(model, cache, options, show)
-    elected = [_elected(written[n : n + votes]) for n in range(0, rows * votes, votes)]
+    elected = [_elected(written[n : n + votes], options) for n in range(0, rows * votes, votes)]
     return [
         replace(d, words=_placed(model, cache.ctc[n, : int(cache.slots[n])], d, written[n : n + votes]))
         for n, d in zip(range(0, rows * votes, votes), elected, strict=True)
@@ -109,36 +114,29 @@ def _first_of(votes: int, show: Show) -> Show:
     return shown
 
 
-def _ballot_paths(model: Model, cache: Cache, votes: int, seed: int) -> list[ctc.Path]:
-    """What CTC heard in each row; every ``votes``-th row takes the best path, the others a sample of the posterior."""
-    tokenizer, paths = model.tokenizer, []
-    for row, slots in enumerate(cache.slots.tolist()):
-        logits = cache.ctc[row : row + 1, :slots]  # (1, N, C): no draw depends on a neighbour's length
-        if row % votes:
-            dice = torch.Generator().manual_seed(seed * 10_007 + row % votes)
-            logits = ctc.blurred(logits.float().cpu(), most=1.0, generator=dice)
-        paths += ctc.heard(logits, cache.slots[row : row + 1], blank=tokenizer.blank, joined=tokenizer.joined)
-    return paths
-
-
-def _elected(ballots: Sequence[Decoded]) -> Decoded:
+def _elected(ballots: Sequence[Decoded], options: SamplingOptions) -> Decoded:
     """Several texts of one window merged; Mandarin by characters."""
     first = ballots[0]
-    if len(ballots) == 1:
-        return first
     space = "" if first.language == "zh" else " "
-    election = vote.elect([list(b.text) if space == "" else b.text.split() for b in ballots])
+    spoken = [list(b.text) if space == "" else b.text.split() for b in ballots]
+    others = alternatives(ballots, spoken, options.alternatives)
+    if len(ballots) == 1:
+        return replace(first, alternatives=others)
+    steps = max(b.steps for b in ballots)
+    if options.merge == "mbr":
+        return replace(ballots[vote.least_risk(spoken)], steps=steps, alternatives=others)
     return replace(
         first,
-        text=space.join(election.words),
+        text=space.join(vote.elect(spoken).words),
         avg_logprob=sum(b.avg_logprob for b in ballots) / len(ballots),
-        steps=max(b.steps for b in ballots),
+        steps=steps,
+        alternatives=others,
     )
 
 
 def _write(model: Model, cache: Cache, options: SamplingOptions, show: Show | None) -> list[Decoded]:
     """One text for each row of ``cache``."""
-    paths = _ballot_paths(model, cache, options.votes, options.seed)
+    paths = ballot_paths(model.tokenizer, cache, options)
     lengths = torch.tensor([ctc.canvas_length(len(path.tokens)) for path in paths])
     done: list[Decoded | None] = [None] * len(paths)
     rows = torch.tensor([row for row, path in enumerate(paths) if path.tokens], dtype=torch.long)
@@ -149,7 +147,7 @@ def _write(model: Model, cache: Cache, options: SamplingOptions, show: Show | No
     while len(rows):
         chosen = rows.tolist()
         finished = [False] * len(chosen)
-        wanted = model.network.select(cache, rows.to(cache.audio.device))
+        wanted = cache if len(rows) == len(paths) else model.network.select(cache, rows.to(cache.audio.device))
         seeds = [options.seed + row % options.votes for row in chosen]
         heard = [paths[row] for row in chosen]
         for draft in denoise_steps(model, wanted, heard, lengths[rows], options, seeds=seeds):
@@ -183,7 +181,7 @@ def denoise_steps(
     seeds: Sequence[int],
 ) -> Iterator[Draft]:
     """Start a canvas for each row of ``cache`` as ``options`` and its seed say, and yield the sampler's drafts."""
-    network, size, vocabulary = model.network, int(lengths.max()), model.tokenizer.size
+    size, vocabulary = int(lengths.max()), model.tokenizer.size
     dice = [torch.Generator().manual_seed(seed + 1) for seed in seeds]  # a die a row, as in the sampler
     if options.start == "noise":
         canvas = fresh_rows(lengths.tolist(), size, dice, vocabulary=vocabulary)
@@ -192,37 +190,29 @@ def denoise_steps(
         share = torch.tensor([options.seed_noise])
         for row, (used, die) in enumerate(zip(lengths.tolist(), dice, strict=True)):
             canvas[row, :used] = corrupt(canvas[row : row + 1, :used], share, vocabulary=vocabulary, generator=die)[0]
-    end, device = model.tokenizer.end, cache.audio.device
-    hints, used_places = ctc.hint_slots(paths, size).to(device), lengths.to(device)
-    openings = torch.tensor(model.tokenizer.openings if options.ctc_weight > 0 else (), device=device)
+    end, hints = model.tokenizer.end, ctc.hint_slots(paths, size).to(cache.audio.device)
+    ask = Asking(model, cache, lengths, options)
 
-    def denoise(noisy: Tensor, previous: Tensor | None) -> Tensor:
-        """The sampler stays on the CPU, with its dice; only the network's work is elsewhere."""
-        belief = None if previous is None else previous.to(device)
-        logits = network.denoise(noisy.to(device), cache, lengths=used_places, previous=belief, hints=hints)
-        if options.ctc_weight > 0:
-            rows = torch.arange(len(hints), device=device)[:, None]
-            heard = cache.ctc[rows, hints.clamp_min(0)].log_softmax(-1)[:, :, openings]  # (B, L, V)
-            logits = logits.log_softmax(-1) + options.ctc_weight * heard * (hints >= 0)[:, :, None]
-        return logits.cpu()
+    def denoise(noisy: Tensor, previous: Tensor | None, rows: Tensor) -> Tensor:
+        return ask(noisy, previous, rows, hints)
 
     drafts = [_Rest(list(path.tokens), path.slots) for path in paths]
 
-    def renew(drawn: Tensor, probability: Tensor, accepted: Tensor) -> Tensor:
+    def renew(drawn: Tensor, probability: Tensor, accepted: Tensor, rows: Tensor) -> Tensor:
         """Go on with what CTC heard behind the accepted text, as far as the model agrees, and move the hints along."""
         fresh, moved = closed(drawn, end), hints.cpu()
-        for row, rest in enumerate(drafts):
-            count, size = int(accepted[row].sum()), int(lengths[row])
-            written = drawn[row, :count].tolist()
+        for place, row in enumerate(rows.tolist()):
+            count, size, rest = int(accepted[place].sum()), int(lengths[row]), drafts[row]
+            written = drawn[place, :count].tolist()
             if count < size and end not in written:
-                rest.correct(drawn[row], probability[row] > options.confidence, count, end=end)
-                fresh[row], moved[row] = rest.behind(written, canvas.shape[1], model.tokenizer)
+                rest.correct(drawn[place], probability[place] > options.confidence, count, end=end)
+                fresh[place], moved[row] = rest.behind(written, canvas.shape[1], model.tokenizer)
         hints.copy_(moved)
         return fresh
 
     yield from sample(
         denoise, canvas, lengths, options, end=end,
-        renew=renew if options.accept == "prefix" and options.start == "ctc" else None,
+        renew=renew if options.accept == "prefix" and options.start != "noise" else None,
     )  # fmt: skip
 
 

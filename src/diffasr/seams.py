@@ -46,7 +46,8 @@ def _part(segment: Segment, first: int, last: int, start: float, end: float) -> 
         for w in segment.words[first:last]
     )
     text = cut_text(segment.text, segment.words, first, last)
-    return replace(segment, start=start, end=end, text=text, words=words)
+    others = segment.alternatives if len(words) == len(segment.words) else ()
+    return replace(segment, start=start, end=end, text=text, words=words, alternatives=others)
 
 
 def change_over(left: Sequence[Word], right: Sequence[Word], start: float, end: float) -> tuple[int, int]:

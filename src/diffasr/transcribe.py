@@ -182,6 +182,7 @@ class Transcriber:
                     no_speech_prob=doubt,
                     steps=heard.steps,
                     words=self._timed(heard.words, window),
+                    alternatives=heard.alternatives,
                 )
         return Gap(start=start, end=end, reason="repetition")
 
@@ -210,7 +211,7 @@ class Transcriber:
                 word=w.word,
                 start=min(begin + start, limit),
                 end=min(begin + end, limit),
-                probability=w.probability if w.confidence is None else w.confidence,
+                probability=w.belief,
             )
             for w, (start, end) in zip(words, word_times(words, window.samples, slot), strict=True)
         )

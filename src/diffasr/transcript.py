@@ -42,6 +42,21 @@ class Word:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Alternative:
+    """Another text of a segment."""
+
+    text: str
+    score: float
+    """How far it is what all votes say, in [0, 1]: 1 when each of them wrote it."""
+    avg_logprob: float
+    """As in Segment; of several votes that wrote it, the best."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return {"text": self.text, "score": round(self.score, 4), "avg_logprob": self.avg_logprob}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Segment:
     """One window of the recording and what was said in it."""
 
@@ -61,6 +76,9 @@ class Segment:
     """How likely it is that nobody speaks here, in [0, 1], from the detector and CTC: see ``guard``; not calibrated."""
     words: tuple[Word, ...] = ()
     """In the order of time."""
+    alternatives: tuple[Alternative, ...] = ()
+    """Different texts of the votes, the one that most agrees with all of them first, where they were asked for; none
+    where a seam cuts the segment."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end < math.inf:
@@ -92,6 +110,7 @@ class Segment:
             "no_speech_prob": self.no_speech_prob,
             "compression_ratio": self.compression_ratio,
             "words": [word.to_dict() for word in self.words],
+            **({"alternatives": [other.to_dict() for other in self.alternatives]} if self.alternatives else {}),
         }
 
 

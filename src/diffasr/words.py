@@ -83,7 +83,12 @@ class HeardWord:
     """How sure CTC is of its letters: the geometric mean over its labels."""
     evidence: Evidence = Evidence()
     confidence: float | None = None
-    """How likely it is right, calibrated; None where the model has no calibration."""
+    """How likely it is right, from all evidence; None where there is nothing to go by but ``probability``."""
+
+    @property
+    def belief(self) -> float:
+        """The confidence, or CTC's probability without one."""
+        return self.probability if self.confidence is None else self.confidence
 
 
 def place_words(

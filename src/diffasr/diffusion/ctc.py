@@ -115,6 +115,16 @@ def blurred(logits: Tensor, *, most: float, generator: torch.Generator) -> Tenso
     On its own training data CTC is better than it will ever be again, and a denoiser that trusts it there fails later:
     so its confusions are brought out.
     """
-    uniform = torch.rand(logits.shape, generator=generator, device=logits.device).clamp(1e-9, 1 - 1e-7)
+    noise = _gumbel(logits, generator)
     amount = most * torch.rand(len(logits), generator=generator, device=logits.device)
-    return logits - amount[:, None, None] * (-uniform.log()).log()
+    return logits + amount[:, None, None] * noise
+
+
+def sampled(logits: Tensor, *, generator: torch.Generator) -> Tensor:
+    """CTC logits (B, N, C) whose best path is a draw from the distribution over paths that ``logits`` stand for."""
+    return logits + _gumbel(logits, generator)
+
+
+def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
+    uniform = torch.rand(like.shape, generator=generator, device=like.device).clamp(1e-9, 1 - 1e-7)
+    return -(-uniform.log()).log()

@@ -34,6 +34,7 @@ these are (R,), to the tokens that take the place of the others (R, L)."""
 _CHOICES = {
     "start": ("ctc", "sample", "noise"),
     "accept": ("prefix", "entropy", "threshold", "all"),
+    "merge": ("rover", "mbr"),
 }
 
 
@@ -70,11 +71,18 @@ class SamplingOptions:
     ``prefix``, when the model changed nothing."""
     ctc_weight: float = 0.0
     """How much CTC's logits count beside the denoiser's, at the places that CTC put there."""
+    guidance: float = 0.0
+    """How far each step's logits are pushed away from those of a reading without the sound, which then runs beside it:
+    w in (1 + w) * with - w * without. For models trained with ``Stage.audio_drop``."""
     self_conditioning: bool = False
     """Show each step what the step before believed."""
     votes: int = 1
-    """Canvases of each window, merged word by word. All but the first start from other noise, or from a sample of what
+    """Canvases of each window, merged into one text. All but the first start from other noise, or from a sample of what
     CTC may have heard."""
+    merge: Literal["rover", "mbr"] = "rover"
+    """How: ``rover`` elects each word, ``mbr`` takes the text that differs least from all (minimum Bayes risk)."""
+    alternatives: int = 0
+    """Texts of the votes that are handed out with each window, at most; not more than ``votes``."""
     seed: int = 0
     """Of the random numbers. Same seed, same transcript."""
 
@@ -83,6 +91,11 @@ class SamplingOptions:
             raise OptionError(f"steps must be at least 1, got {self.steps}")
         if self.votes < 1:
             raise OptionError(f"votes must be at least 1, got {self.votes}")
+        if not 0 <= self.alternatives <= self.votes:
+            raise OptionError(
+                f"alternatives are texts of the votes: ask for 0 to {self.votes} of them or for more votes, "
+                f"got {self.alternatives}"
+            )
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise OptionError(f"{name} can be {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -90,7 +103,7 @@ class SamplingOptions:
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("temperature", "final_temperature", "entropy_bound", "confidence", "ctc_weight", "stop_entropy",
-                     "position_bias"):  # fmt: skip
+                     "position_bias", "guidance"):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
 

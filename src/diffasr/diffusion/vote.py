@@ -1,7 +1,8 @@
 """Several transcripts of one clip in, one out: the words that most of them have at each place.
 
 Source: Fiscus, ASRU 1997 (ROVER), section 2: hypotheses are aligned one after another into a network of places, then
-each place is put to the vote. Here every hypothesis has one vote and a tie goes to the earlier one.
+each place is put to the vote. Here every hypothesis has one vote and a tie goes to the earlier one. The other way is to
+take the hypothesis of least risk: Goel and Byrne, Computer Speech & Language 14 (2000), with word errors as the loss.
 """
 
 import unicodedata
@@ -41,6 +42,32 @@ def elect(hypotheses: Sequence[Sequence[str]]) -> Election:
             kept.append(forms.most_common(1)[0][0])
             shares.append(most / len(place))
     return Election(words=tuple(kept), agreement=tuple(shares))
+
+
+def agreements(hypotheses: Sequence[Sequence[str]]) -> list[float]:
+    """How far each hypothesis is what all of them say: the mean of 1 - edits / words of the longer, in [0, 1].
+
+    Words are one as in ``elect``.
+    """
+    spoken = [[_key(word) for word in words] for words in hypotheses]
+    alike = [[1 - _edits(a, b) / max(1, len(a), len(b)) for b in spoken] for a in spoken]
+    return [sum(row) / len(row) for row in alike]
+
+
+def least_risk(hypotheses: Sequence[Sequence[str]]) -> int:
+    """Which hypothesis has the fewest word errors against the others, on average; the first of equals."""
+    spoken = [[_key(word) for word in words] for words in hypotheses]
+    risks = [sum(_edits(a, b) for b in spoken) for a in spoken]
+    return risks.index(min(risks))
+
+
+def _edits(a: Sequence[str | None], b: Sequence[str | None]) -> int:
+    row = list(range(len(b) + 1))
+    for i, word in enumerate(a, 1):
+        above, row = row, [i]
+        for j, other in enumerate(b, 1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (word != other)))
+    return row[-1]
 
 
 def _key(word: str | None) -> str | None:

@@ -307,7 +307,7 @@ def _write_window(
     return [
         Written(
             text=d.text, found=d.language, avg_logprob=d.avg_logprob,
-            words=tuple((w.word, w.probability) for w in d.words), drafts=tuple(texts),
+            words=tuple((w.word, w.belief) for w in d.words), drafts=tuple(texts),
         )
         for d, texts in zip(decode(timed.model, speech, known, system.options, show), drafts, strict=True)
     ]  # fmt: skip

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
 
-from diffasr.errors import ModelError
+from diffasr.errors import ModelError, OptionError
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.hub import LANGUAGE_MODEL_FILES, find
 from diffasr.model.network import Cache, Speech
@@ -223,6 +223,13 @@ class GemmaNetwork(nn.Module):
             languages=cache.languages[rows],
             language_logits=cache.language_logits[rows],
             memory=Memory(keys_values=chosen, real=memory.real[rows], hidden=memory.hidden[rows]),
+        )
+
+    def without_audio(self, cache: Cache, rows: Tensor) -> Cache:
+        """Always raises OptionError: what follows the audio in the prompt has heard it already."""
+        raise OptionError(
+            f"{len(rows)} rows were to be read without their sound, which the gemma backbone can't do: leave guidance "
+            "and audio_drop at 0"
         )
 
     def prefill(self, speech: Speech, languages: Tensor | None) -> Cache:

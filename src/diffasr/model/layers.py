@@ -42,9 +42,14 @@ class Attention(nn.Module):
     def attend(
         self, queries: Tensor, source: KeysValues, mask: Tensor | None = None, *, causal: bool = False
     ) -> Tensor:
-        """The same from queries (B, H, L, K)."""
+        """The same from queries (B, H, L, K). A ``source`` of fewer rows is shared by neighbours."""
         keys, values = source
+        sharing = len(queries) // len(keys) if len(keys) else 1
+        if sharing > 1:
+            queries = queries.unflatten(0, (-1, sharing)).transpose(1, 2).flatten(2, 3)  # (B / n, H, n * L, K)
         heard = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)
+        if sharing > 1:
+            heard = heard.unflatten(2, (sharing, -1)).transpose(1, 2).flatten(0, 1)  # (B, H, L, K)
         return self.out_proj(heard.transpose(1, 2).flatten(2))  # (B, L, width)
 
     def _split(self, x: Tensor) -> Tensor:

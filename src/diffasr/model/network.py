@@ -73,6 +73,13 @@ class Network(Protocol):
         """The cache of ``rows`` (R,) only, in that order; a row may come twice."""
         ...
 
+    def without_audio(self, cache: Cache, rows: Tensor) -> Cache:
+        """The same cache, in which ``rows`` (B,) bool hear nothing: they read a canvas by its text alone.
+
+        Their hints are the caller's to drop. Raises OptionError where the backbone has no such reading.
+        """
+        ...
+
     def ctc_logits(self, speech: Speech, labels: Tensor | None = None) -> Tensor:
         """(B, N, C) logits of each audio token over CTC's labels, or over ``labels`` (C,) of them only.
 

@@ -23,7 +23,7 @@ from diffasr.model.precision import MATRICES, Precision, stored_bytes
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "int8", "int4")
 GIB = 2**30
 EVIDENCE = 5
-"""Arrays of B x L x V float32 numbers at once while decode.py adds CTC's evidence to the logits of a step."""
+"""Arrays of B x L x V float32 numbers at once while ``diffusion.fuse`` adds CTC's evidence to the logits of a step."""
 RESERVE = 1.0
 """GiB a card that are kept free: CUDA itself, and holes between tensors. An assumption, not a measurement."""
 _LAYER = re.compile(r"^backbone\.model\..*\blayers\.(\d+)\.")

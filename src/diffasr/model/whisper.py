@@ -15,6 +15,7 @@ noisy canvas does not know its own moment.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.layers import Block, KeysValues, Past, key_mask, table
+from diffasr.model.memory import Memory, chosen, silent
 from diffasr.model.network import Cache, Speech
 from diffasr.model.projector import Projector
 from diffasr.model.quantised import QuantisedTable
@@ -33,10 +35,6 @@ HEARD = 0.5
 """What a CTC label counts for when the language is to be found; less than 1, for neighbours say much the same."""
 PACE = 10.0
 """How much faster than its number a head's handicap moves, so that one learning rate suits it too."""
-
-
-Memory = tuple[list[KeysValues], Tensor | None]
-"""Keys and values of the speech, a pair a layer, and which frames are real; None: all."""
 
 
 class Conditioning(nn.Module):
@@ -210,15 +208,18 @@ class WhisperNetwork(nn.Module):
 
     def select(self, cache: Cache, rows: Tensor) -> Cache:
         """See Network."""
-        speech, mask = cache.memory
         return Cache(
             audio=cache.audio[rows],
             slots=cache.slots[rows],
             ctc=cache.ctc[rows],
             languages=cache.languages[rows],
             language_logits=cache.language_logits[rows],
-            memory=([(keys[rows], values[rows]) for keys, values in speech], None if mask is None else mask[rows]),
+            memory=chosen(cache.memory, rows, len(cache.slots)),
         )
+
+    def without_audio(self, cache: Cache, rows: Tensor) -> Cache:
+        """See Network."""
+        return replace(cache, memory=silent(cache.memory, rows))
 
     @torch.no_grad()
     def _language_logits(self, memory: Memory) -> Tensor:

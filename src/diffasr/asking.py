@@ -1,0 +1,64 @@
+"""What the sampler's rows are told at a step: the network's logits, guided and fused with CTC's as the options say.
+
+The sampler stays on the CPU, with its dice; only the network's work is elsewhere.
+"""
+
+import torch
+from torch import Tensor
+
+from diffasr.diffusion.fuse import fused, guided
+from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.model.checkpoint import Model
+from diffasr.model.network import Cache
+
+
+class Asking:
+    """Asks about the rows that are still going, and forgets what belongs to the others."""
+
+    def __init__(self, model: Model, cache: Cache, lengths: Tensor, options: SamplingOptions) -> None:
+        """lengths: (B,) canvas places that each row of ``cache`` uses.
+
+        Raises OptionError for guidance where the backbone can't do without the sound.
+        """
+        self.network, self.options = model.network, options
+        device = cache.audio.device
+        self.lengths = lengths.to(device)
+        self.openings = torch.tensor(model.tokenizer.openings if options.ctc_weight > 0 else (), device=device)
+        self.rows = torch.arange(len(lengths))
+        """(R,) of the batch, those that are still going."""
+        self.cache = cache
+        """Of ``rows``; with guidance of them twice, the second time without the sound."""
+        if options.guidance > 0:
+            twice = torch.arange(len(lengths), device=device).repeat(2)
+            is_deaf = torch.arange(2 * len(lengths), device=device) >= len(lengths)
+            self.cache = self.network.without_audio(self.network.select(cache, twice), is_deaf)
+
+    def __call__(self, canvas: Tensor, previous: Tensor | None, rows: Tensor, hints: Tensor) -> Tensor:
+        """Logits (R, L, V) of the canvas (R, L) of ``rows`` (R,), which are among those of the call before.
+
+        previous: (R, L, V) logits of the step before, or None. hints: (B, L) of the whole batch.
+        """
+        self._let_go(rows)
+        device, times, weight = self.cache.audio.device, 2 if self.options.guidance > 0 else 1, self.options.ctc_weight
+        where = rows.to(device)
+        known = hints[where]  # (R, L)
+        logits = self.network.denoise(
+            canvas.to(device).repeat(times, 1),
+            self.cache,
+            lengths=self.lengths[where].repeat(times),
+            previous=None if previous is None else previous.to(device).repeat(times, 1, 1),
+            hints=known if times == 1 else torch.cat((known, torch.full_like(known, -1))),
+        )
+        if times == 2:
+            logits = guided(*logits.chunk(2), self.options.guidance)
+        if weight > 0:
+            logits = fused(logits, self.cache.ctc[: len(rows)], known, self.openings, weight)
+        return logits.cpu()
+
+    def _let_go(self, rows: Tensor) -> None:
+        """Keep of the cache what ``rows`` need."""
+        if len(rows) < len(self.rows):
+            places = torch.searchsorted(self.rows, rows)
+            if self.options.guidance > 0:
+                places = torch.cat((places, places + len(self.rows)))
+            self.cache, self.rows = self.network.select(self.cache, places.to(self.cache.audio.device)), rows
