@@ -20,6 +20,7 @@ from diffasr.batch.run import BatchOptions
 from diffasr.batch.work import Settings
 from diffasr.cli import transcribe
 from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.errors import OptionError
 from diffasr.formats import FORMATS, LineShape
 from diffasr.model.checkpoint import Model, save
 
@@ -155,13 +156,25 @@ def test_flags_of_whisper_that_mean_the_same_are_understood() -> None:
 
 def test_every_option_of_transcribe_arrives() -> None:
     words = ["--model", "m", "--steps", "3", "--start", "noise", "--seed", "5", "--jobs", "2", "--redo-all"]
+    words += ["--votes", "4", "--alternatives", "2", "--ctc-weight", "0.3", "--temperature", "0.7"]
     args = cli.parse(["transcribe", "x.wav", *OURS, *words, "--device", "cuda"])
     assert transcribe._settings(args) == Settings(
-        model="m", device="cuda", language="de", sampling=SamplingOptions(steps=3, start="noise", seed=5),
+        model="m", device="cuda", language="de",
+        sampling=SamplingOptions(
+            steps=3, start="noise", seed=5, votes=4, alternatives=2, ctc_weight=0.3, temperature=0.7
+        ),
         formats=("srt", "json"),
         shape=LineShape(max_line_width=40, max_line_count=1, max_words_per_line=7, highlight_words=True),
     )  # fmt: skip
     assert transcribe._options(args) == BatchOptions(folder=Path("o"), jobs=2, threads=3, redo_all=True)
+
+
+def test_alternatives_bring_the_votes_that_they_need() -> None:
+    sampling = transcribe._settings(cli.parse(["transcribe", "x.wav", "--alternatives", "5"])).sampling
+    assert (sampling.votes, sampling.alternatives) == (5, 5)
+    assert transcribe._settings(cli.parse(["transcribe", "x.wav"])).sampling == SamplingOptions()
+    with pytest.raises(OptionError, match="for more votes"):
+        transcribe._settings(cli.parse(["transcribe", "x.wav", "--alternatives", "5", "--votes", "2"]))
 
 
 @pytest.mark.parametrize(
@@ -349,7 +362,7 @@ def test_what_is_wrong_beside_a_call_is_known_before_it_decodes(capsys: pytest.C
 
 
 def test_every_option_of_evaluate_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffasr.evaluate import against, folder, report, run, training_log
+    from diffasr.evaluate import against, folder, report, run, systems, training_log
 
     seen: list[Any] = []
     monkeypatch.setattr(run, "evaluate", lambda *words: seen.extend(words))
@@ -360,11 +373,12 @@ def test_every_option_of_evaluate_arrives(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(folder, "read_rows", lambda path: ["rows"])
     words = "evaluate a b --model m --decoders ctc --steps 1,2 --seeds 3 --votes 4 --baseline whisper:x --baseline y"
     words += " --beams 1,5 --normaliser whisper --batch 6 --threads 7 --device cuda --find-language --limit 8 --out o"
-    words += " --log l --against r --margin 2"
+    words += " --log l --against r --margin 2 --vary start=ctc,sample --vary ctc-weight=0,0.3"
     assert cli.main(words.split()) == 0
-    options = run.EvaluationOptions(
+    options = systems.EvaluationOptions(
         decoders=("ctc",), steps=(1, 2), seeds=3, votes=4, baselines=["whisper:x", "y"], beams=(1, 5),
         normaliser="whisper", batch=6, threads=7, device="cuda", find_language=True, limit=8,
+        vary=(("start", ("ctc", "sample")), ("ctc_weight", ("0", "0.3"))),
     )  # fmt: skip
     asked = ((Path("r"), 2.0), {"normaliser": "whisper", "rows": Path("o")})
     written = ((Path("o"), "whisper", Path("o")), {"training": {"log": Path("l")}})

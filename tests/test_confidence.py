@@ -97,6 +97,19 @@ def test_words_keep_all_but_their_confidence_and_without_a_map_that_too() -> Non
     assert replace(found, confidence=None) == words[0]
 
 
+def test_votes_that_disagree_make_a_word_doubtful_with_any_map_or_none() -> None:
+    blind = Calibration(bias=2.0, weights={"letters": 0.8})  # fitted where nothing was voted on
+    for calibration in (None, blind, TRUE):
+        sure = []
+        for agreement in (1.0, 2 / 3, 1 / 3):
+            evidence = Evidence(letters=-1.2, agreement=agreement)
+            (word,) = judged([HeardWord(word="a", first=1, last=2, probability=0.3, evidence=evidence)], calibration)
+            sure.append(word.belief)
+        assert 1 > sure[0] > sure[1] > sure[2] > 0
+        if calibration is not TRUE:
+            assert sure[2] == pytest.approx(sure[0] / 3)
+
+
 def test_one_kind_of_word_or_a_foreign_map_is_an_error() -> None:
     with pytest.raises(OptionError, match="right words and wrong ones"):
         fit([Evidence(), Evidence(letters=-1)], [True, True])

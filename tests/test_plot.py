@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_report import both, row
@@ -19,6 +20,26 @@ def test_pictures_depend_on_the_figures_alone(tmp_path: Path) -> None:
         pictures[name] = [path.read_bytes() for path in draw(build_report(chosen, "basic", {}), tmp_path / name)]
     assert pictures["a"] == pictures["b"]
     assert all(a != c for a, c in zip(pictures["a"], pictures["c"], strict=True))
+
+
+def test_systems_that_differ_in_steps_alone_are_one_curve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: list[tuple[int, str]] = []
+    plain = Axes.plot
+
+    def plot(self: Axes, places: list[float], *words: Any, **named: Any) -> Any:
+        drawn.append((len(places), str(named.get("label"))))
+        return plain(self, places, *words, **named)
+
+    monkeypatch.setattr(Axes, "plot", plot)
+    rows = [
+        row(0, f"seeded-{steps}", "x") | {"system": f"seeded-{steps}{what}"}
+        for what in ("", " votes=3")
+        for steps in (2, 8)
+    ]
+    draw(build_report(rows, "basic", {}), tmp_path)
+    assert drawn.count((2, "seeded")) == drawn.count((2, "seeded votes=3")) == 2, "by steps and by speed"
 
 
 def test_one_system_and_two_sets_are_enough(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from diffasr.audio import SAMPLE_RATE_HZ, load_audio
 from diffasr.errors import OptionError
 from diffasr.evaluate.quiet import KINDS, cells, false_text, make, quiet_set, words_in
 from diffasr.evaluate.report import build_report
-from diffasr.evaluate.run import EvaluationOptions, evaluate
+from diffasr.evaluate.run import evaluate
+from diffasr.evaluate.systems import EvaluationOptions
 from diffasr.model.checkpoint import Model, save
 
 

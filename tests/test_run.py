@@ -1,6 +1,7 @@
 """An evaluation decodes each recording once by each system, whatever happens, and as users would decode it."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -21,8 +22,9 @@ from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.evaluate import run
 from diffasr.evaluate.folder import ROWS, read_facts, read_rows
-from diffasr.evaluate.run import EvaluationOptions, System, batches, evaluate, fingerprint, systems
+from diffasr.evaluate.run import batches, evaluate, fingerprint
 from diffasr.evaluate.sets import Clip
+from diffasr.evaluate.systems import EvaluationOptions, System, systems
 from diffasr.model.checkpoint import Model, save
 from diffasr.model.whisper import WhisperNetwork
 from diffasr.transcribe import Transcriber, load
@@ -32,7 +34,7 @@ SAYS = [("one", "en", 1.0), ("two", "de", 0.8), ("three", "en", 0.6), ("four", "
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from diffasr.evaluate import folder, run
+from diffasr.evaluate import folder, run, systems
 append, written = folder.Folder.append, []
 def until_three(self, rows):
     append(self, rows)
@@ -42,7 +44,7 @@ def until_three(self, rows):
         self._file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 folder.Folder.append = until_three
-options = run.EvaluationOptions(decoders=("ctc", "seeded"), steps=(2,), threads=1)
+options = systems.EvaluationOptions(decoders=("ctc", "seeded"), steps=(2,), threads=1)
 run.evaluate(sys.argv[1], [sys.argv[2]], options, Path(sys.argv[3]))
 """
 
@@ -276,6 +278,39 @@ def test_systems_are_named_by_what_sets_them_apart() -> None:
     assert System(name="a", decoder="ctc").definition() == {"decoder": "ctc", "options": {}, "baseline": "", "beam": 1}
     with pytest.raises(OptionError, match="both be called"):
         systems(EvaluationOptions(baselines=("whisper:/a/b/c", "whisper:/x/b/c")))
+
+
+def test_each_combination_of_what_varies_is_a_system() -> None:
+    vary = (("start", ("ctc", "sample")), ("votes", ("1", "3")))
+    options = EvaluationOptions(decoders=("ctc", "seeded"), steps=(1, 2), seeds=2, vary=vary)
+    found = systems(options)[1:]
+    assert [s.name for s in found if s.seed == 0] == [
+        f"seeded-{steps} start={start} votes={votes}"
+        for steps, start, votes in itertools.product((1, 2), ("ctc", "sample"), (1, 3))
+    ]
+    drawn = {s.name: s.options for s in found if s.options and s.seed == 1}
+    assert "seeded-1 start=ctc votes=1" not in drawn, "nothing there is drawn at random"
+    assert drawn["seeded-2 start=sample votes=3"] == SamplingOptions(steps=2, start="sample", votes=3, seed=1)
+    kinds = (("ctc_weight", ("0.5",)), ("self_conditioning", ("true",)), ("accept", ("threshold",)))
+    (mixed,) = systems(EvaluationOptions(decoders=("vote",), steps=(1,), vary=kinds))
+    assert mixed.options == SamplingOptions(
+        steps=1, votes=3, ctc_weight=0.5, self_conditioning=True, accept="threshold", seed=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("vary", "match"),
+    [
+        (("steps", ("1",)), "vary takes values of start"),
+        (("votes", ()), "'votes' with 0"),
+        (("votes", ("x",)), "votes can't be 'x'"),
+        (("self_conditioning", ("maybe",)), "self_conditioning can't be"),
+        (("start", ("silence",)), "start can be"),
+    ],
+)
+def test_what_can_not_vary_is_told_at_once(vary: tuple[str, tuple[str, ...]], match: str) -> None:
+    with pytest.raises(OptionError, match=match):
+        systems(EvaluationOptions(decoders=("seeded",), vary=(vary,)))
 
 
 def test_votes_reach_the_sampler(folder: Path, manifest: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_no_recipe(tmp_path: Path) -> None:
         *(
             ({name: value}, f"{name} is a share")
             for name in (
-                "ar_share", "full_share", "draft_share", "draft_noise", "hint_drop", "dropout", "mask",
+                "ar_share", "full_share", "draft_share", "draft_noise", "hint_drop", "audio_drop", "dropout", "mask",
                 "conditioned_share", "unroll_share", "final_rate", "ema",
             )
             for value in (-0.1, 1.1, float("nan"))

@@ -1,5 +1,6 @@
 """One training step: its losses are those of loss.py, its gradients reach the right parts, its options act."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -265,6 +266,27 @@ def test_blanking_takes_its_share_of_the_rows_and_its_dice() -> None:
     assert hit == pytest.approx(0.25, abs=0.06)
     assert torch.equal(masked.frames, blank_spans(speech, 0.25, dice()).frames)
     assert not torch.equal(masked.frames, blank_spans(speech, 0.25, dice(1)).frames)
+
+
+def test_some_rows_learn_to_write_without_sound_and_without_hints(
+    network: WhisperNetwork, batch: Batch, spy: Spy
+) -> None:
+    other = replace(batch, speech=random_speech(batch.speech.lengths.tolist(), seed=9))  # type: ignore[union-attr]
+    fixed = {"draft_share": 0.0, "conditioned_share": 0.0, "hint_drop": 0.0}
+    plain, deaf, also_deaf = (
+        run(network, heard_, audio_drop=share, **fixed)["diffusion"]
+        for heard_, share in ((batch, 0.0), (batch, 1.0), (other, 1.0))
+    )
+    hints = [call["hints"] for call in spy.calls]
+    assert (hints[0] >= 0).any()
+    assert (hints[1] == -1).all()
+    assert plain != deaf
+    torch.testing.assert_close(deaf, also_deaf)
+    spy.calls.clear()
+    for seed in range(30):
+        run(network, batch, seed=seed, audio_drop=0.5, **fixed)
+    gone = torch.cat([(call["hints"] < 0).all(1) for call in spy.calls]).float().mean().item()
+    assert gone == pytest.approx(0.5, abs=0.12)
 
 
 def test_dropout_spares_the_mean_and_takes_its_dice_from_the_generator() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffasr.diffusion.vote import elect
+from diffasr.diffusion.vote import agreements, elect, least_risk
 
 words = st.lists(st.sampled_from(["the", "cat", "sat", "on", "mat"]), max_size=7)
 
@@ -48,3 +48,26 @@ def test_each_error_is_outvoted_where_it_stands(ballots: list[str], elected: str
 def test_no_ballot_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one"):
         elect([])
+
+
+@given(st.lists(words, min_size=1, max_size=5))
+def test_agreement_is_a_share_and_1_where_all_say_the_same(ballots: list[list[str]]) -> None:
+    shares = agreements(ballots)
+    assert all(0 < share <= 1 for share in shares)
+    assert (min(shares) == 1) == all(ballot == ballots[0] for ballot in ballots)
+    chosen = least_risk(ballots)
+    assert chosen == ballots.index(ballots[chosen]), "the first of those that say it"
+
+
+@given(words, words)
+def test_the_majority_has_the_least_risk_in_any_order(said: list[str], other: list[str]) -> None:
+    for ballots in ([said, said, other], [said, other, said], [other, said, said]):
+        assert ballots[least_risk(ballots)] == said
+
+
+def test_least_risk_takes_a_whole_text_where_the_election_mixes() -> None:
+    ballots = [b.split() for b in ("a b x d e", "a b c d y", "z b c d e")]
+    assert " ".join(elect(ballots).words) == "a b c d e"
+    assert least_risk(ballots) == 0
+    assert least_risk([b.split() for b in ("one two three", "one too three", "one too tree")]) == 1
+    assert least_risk([["Yes,"], ["no"], ["yes"]]) == 0, "punctuation is no error"

@@ -48,7 +48,7 @@ def alternatives(ballots: Sequence[Ballot], spoken: Sequence[Sequence[str]], mos
     """The different texts of ``ballots``, ``spoken`` being their words: at most ``most``, by agreement, then by
     likelihood."""
     found: dict[str, Alternative] = {}
-    for ballot, score in zip(ballots, vote.agreements(spoken) if most else (), strict=most > 0):
+    for ballot, score in zip(ballots, vote.agreements(spoken), strict=True):
         known = found.get(ballot.text)
         sure = ballot.avg_logprob if known is None else max(known.avg_logprob, ballot.avg_logprob)
         found[ballot.text] = Alternative(text=ballot.text, score=score, avg_logprob=sure)

@@ -16,10 +16,21 @@ _ROUNDS = 50
 
 
 def judged(words: Sequence[HeardWord], calibration: Calibration | None) -> tuple[HeardWord, ...]:
-    """The words with their confidence; without a calibration as they are."""
+    """The words with their confidence; without a calibration as they are, but where votes disagree.
+
+    A map that was fitted on single texts knows nothing of votes: what it says counts as often as they agree. So does
+    CTC's probability where there is no map.
+    """
+    if calibration is not None and "dissent" in calibration.weights:
+        return tuple(replace(word, confidence=probability(word.evidence, calibration)) for word in words)
+    return tuple(_as_often_as_agreed(word, calibration) for word in words)
+
+
+def _as_often_as_agreed(word: HeardWord, calibration: Calibration | None) -> HeardWord:
+    agreement = word.evidence.agreement
     if calibration is None:
-        return tuple(words)
-    return tuple(replace(word, confidence=probability(word.evidence, calibration)) for word in words)
+        return word if agreement == 1 else replace(word, confidence=agreement * word.probability)
+    return replace(word, confidence=agreement * probability(word.evidence, calibration))
 
 
 def probability(evidence: Evidence, calibration: Calibration) -> float:

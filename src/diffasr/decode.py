@@ -119,7 +119,7 @@ def _elected(ballots: Sequence[Decoded], options: SamplingOptions) -> Decoded:
     first = ballots[0]
     space = "" if first.language == "zh" else " "
     spoken = [list(b.text) if space == "" else b.text.split() for b in ballots]
-    others = alternatives(ballots, spoken, options.alternatives)
+    others = alternatives(ballots, spoken, options.alternatives) if options.alternatives else ()
     if len(ballots) == 1:
         return replace(first, alternatives=others)
     steps = max(b.steps for b in ballots)

@@ -28,6 +28,14 @@ def add(commands: "Commands") -> None:
     judge.add_argument("--seeds", type=int, default=1, help="runs of each random decoder (default: %(default)s)")
     judge.add_argument("--votes", type=int, default=3, help="canvases of the decoder vote (default: %(default)s)")
     judge.add_argument(
+        "--vary",
+        type=_varied,
+        action="append",
+        default=[],
+        metavar="OPTION=X,…",
+        help="run diffusion decoders with each value of a sampling option, e.g. start=ctc,sample; may be given again",
+    )
+    judge.add_argument(
         "--baseline",
         action="append",
         default=[],
@@ -83,15 +91,23 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between them") from error
 
 
+def _varied(text: str) -> tuple[str, tuple[str, ...]]:
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no option with its values, such as votes=1,3,5")
+    return name.strip().replace("-", "_"), _words(values)
+
+
 def _evaluate(args: argparse.Namespace) -> int:
     from diffasr.evaluate.page import render
     from diffasr.evaluate.report import write_report
-    from diffasr.evaluate.run import EvaluationOptions, evaluate
+    from diffasr.evaluate.run import evaluate
+    from diffasr.evaluate.systems import EvaluationOptions
 
     options = EvaluationOptions(
         decoders=args.decoders, steps=args.steps, seeds=args.seeds, votes=args.votes, baselines=args.baseline,
         beams=args.beams, normaliser=args.normaliser, batch=args.batch, threads=args.threads, device=args.device,
-        find_language=args.find_language, limit=args.limit, vad=args.vad,
+        find_language=args.find_language, limit=args.limit, vad=args.vad, vary=tuple(args.vary),
     )  # fmt: skip
     standard, training = _beside(args, args.out)  # what is wrong with them is known before hours of decoding
     evaluate(args.model, args.sets, options, args.out)

@@ -42,11 +42,13 @@ def add(commands: "Commands") -> None:
         help=f"{', '.join(LANGUAGES)}, or an English name; default: the model finds it",
     )  # fmt: skip
     speak.add_argument("--steps", type=int, default=8, help="denoising steps, at most (default: %(default)s)")
-    speak.add_argument("--start", choices=("ctc", "noise"), default="ctc", help="first canvas (default: %(default)s)")
+    speak.add_argument("--start", choices=("ctc", "sample", "noise"), default="ctc",
+                       help="first canvas (default: %(default)s)")  # fmt: skip
     speak.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
     speak.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: %(default)s)")
     speak.add_argument("--watch", action="store_true", help="show the canvas settling, step by step")
     _add_output(speak)
+    _add_writing(speak)
     _add_listening(speak)
     _add_batch(speak)
     _add_aliases(speak)
@@ -66,6 +68,18 @@ def _add_output(speak: argparse.ArgumentParser) -> None:
     form.add_argument("--max-line-count", type=int, metavar="N", help="lines that subtitles show together")
     form.add_argument("--max-words-per-line", type=int, metavar="N", help="words of a line in subtitles")
     form.add_argument("--highlight-words", action="store_true", help="mark each word when it is said")
+
+
+def _add_writing(speak: argparse.ArgumentParser) -> None:
+    pen = speak.add_argument_group("how it is written")
+    pen.add_argument("--votes", type=int, metavar="N",
+                     help="canvases of each window, merged (default: 1, or as many as --alternatives)")  # fmt: skip
+    pen.add_argument("--alternatives", type=int, default=0, metavar="N",
+                     help="texts of each window in JSON, at most, the best first (default: %(default)s)")  # fmt: skip
+    pen.add_argument("--ctc-weight", type=float, default=0.0, metavar="X",
+                     help="how much CTC counts beside the denoiser (default: %(default)g)")  # fmt: skip
+    pen.add_argument("--temperature", type=float, default=0.0, metavar="X",
+                     help="of the first step, falling to 0, which takes the likeliest (default: 0)")  # fmt: skip
 
 
 def _add_listening(speak: argparse.ArgumentParser) -> None:
@@ -170,7 +184,15 @@ def _settings(args: argparse.Namespace) -> "Settings":
         model=args.model,
         device=args.device,
         language=args.language,
-        sampling=SamplingOptions(steps=args.steps, start=args.start, seed=args.seed),
+        sampling=SamplingOptions(
+            steps=args.steps,
+            start=args.start,
+            seed=args.seed,
+            votes=max(1, args.alternatives) if args.votes is None else args.votes,
+            alternatives=args.alternatives,
+            ctc_weight=args.ctc_weight,
+            temperature=args.temperature,
+        ),
         listen=_listening(args),
         formats=args.format,
         shape=LineShape(

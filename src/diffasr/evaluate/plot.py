@@ -76,6 +76,21 @@ def _means(report: Mapping[str, Any], data: str) -> dict[str, float]:
     return {m["system"]: 100 * m["cer"] for m in report["means"] if m["set"] == data and m["cer"] is not None}
 
 
+def _families(known: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
+    """Systems that differ in their steps alone: what they have in common, a style of line, and their names."""
+    families: dict[str, list[str]] = {}
+    styles: dict[str, int] = {}
+    for name, system in known.items():
+        common = name.replace(f"-{system['steps']}", "", 1) if system["steps"] is not None else system["decoder"]
+        families.setdefault(common, []).append(name)
+    found = []
+    for common, mine in families.items():
+        decoder = known[mine[0]]["decoder"]
+        number = styles[decoder] = styles.get(decoder, -1) + 1
+        found.append((common, STYLES[number % len(STYLES)], mine))
+    return found
+
+
 def _by_steps(axes: "Axes", report: Mapping[str, Any], data: str) -> None:
     """A curve a diffusion decoder; decoders without steps are level lines."""
     means, known = _means(report, data), report["systems"]
@@ -85,9 +100,10 @@ def _by_steps(axes: "Axes", report: Mapping[str, Any], data: str) -> None:
         if known[name]["steps"] is None:
             number = styles[decoder] = styles.get(decoder, -1) + 1
             axes.axhline(mean, color=COLOURS[decoder], linestyle=STYLES[number % len(STYLES)], label=name)
-    for decoder in dict.fromkeys(known[n]["decoder"] for n in means if known[n]["steps"] is not None):
-        points = sorted((known[n]["steps"], means[n]) for n in means if known[n]["decoder"] == decoder)
-        axes.plot([p[0] for p in points], [p[1] for p in points], "o-", color=COLOURS[decoder], label=decoder)
+    for family, line, mine in _families({n: known[n] for n in means if known[n]["steps"] is not None}):
+        points = sorted((known[n]["steps"], means[n]) for n in mine)
+        colour = COLOURS[known[mine[0]]["decoder"]]
+        axes.plot([p[0] for p in points], [p[1] for p in points], f"o{line}", color=colour, label=family)
         axes.set_xscale("log", base=2)
     steps = sorted({s["steps"] for s in known.values() if s["steps"] is not None})
     axes.set_xticks(steps, [str(s) for s in steps])
@@ -99,11 +115,10 @@ def _by_speed(axes: "Axes", report: Mapping[str, Any], data: str) -> None:
     """A point a system, diffusion decoders joined by their steps."""
     means, known = _means(report, data), report["systems"]
     timed = {n: m for n, m in means.items() if known[n]["rtfx"] is not None}
-    for decoder in dict.fromkeys(known[n]["decoder"] for n in timed):
-        mine = [n for n in timed if known[n]["decoder"] == decoder]
+    for family, dashes, mine in _families({n: known[n] for n in timed}):
         speeds, rates = [known[n]["rtfx"] for n in mine], [timed[n] for n in mine]
-        line = "o-" if known[mine[0]]["steps"] is not None else "s"
-        axes.plot(speeds, rates, line, color=COLOURS[decoder], label=decoder)
+        line = f"o{dashes}" if known[mine[0]]["steps"] is not None else "s"
+        axes.plot(speeds, rates, line, color=COLOURS[known[mine[0]]["decoder"]], label=family)
         for name, speed, rate in zip(mine, speeds, rates, strict=True):
             label = str(known[name]["steps"]) if known[name]["steps"] is not None else name
             axes.annotate(label, (speed, rate), fontsize=7, xytext=(3, 3), textcoords="offset points")

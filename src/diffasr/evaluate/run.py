@@ -4,36 +4,32 @@ Every way to decode one checkpoint hears the same encoder output, timed once. Ro
 (``evaluate.folder``), and are scored by ``evaluate.report``.
 """
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, load_audio, split_at_silence
 from diffasr.decode import ar_texts, ctc_texts, decode
-from diffasr.diffusion.sampler import Draft, SamplingOptions
+from diffasr.diffusion.sampler import Draft
 from diffasr.errors import OptionError
 from diffasr.evaluate.baseline import load_baseline
 from diffasr.evaluate.clock import Clock, Times
 from diffasr.evaluate.folder import Folder, Row, machine_facts, peak_memory_mib, reset_peak_memory
-from diffasr.evaluate.normalise import NORMALISERS
 from diffasr.evaluate.quiet import PREFIX, quiet_set
 from diffasr.evaluate.sets import Clip, EvaluationSet, read_set
+from diffasr.evaluate.systems import EvaluationOptions, System, systems
 from diffasr.model import checkpoint
 from diffasr.model.network import Speech
 from diffasr.text import LANGUAGES
 from diffasr.transcribe import Transcriber, load
 from diffasr.windows import ListenOptions
-
-DECODERS = ("ctc", "ar", "diffusion", "seeded", "vote")
-Decoder = Literal["ctc", "ar", "diffusion", "seeded", "vote", "whisper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,120 +44,6 @@ class Written:
     """With their probabilities."""
     drafts: tuple[str, ...] = ()
     """The text after each step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationOptions:
-    """What is decoded, how, and how it is scored."""
-
-    decoders: Sequence[str] = ("ctc", "ar", "diffusion", "seeded")
-    """``diffusion``: from noise; ``seeded``: from CTC's text; ``vote``: several canvases from what CTC
-    may have heard, merged."""
-    steps: Sequence[int] = (8,)
-    seeds: int = 1
-    """Runs of each decoder that draws random numbers, with seeds from 0 up."""
-    votes: int = 3
-    """Canvases of the decoder ``vote``."""
-    baselines: Sequence[str] = ()
-    """See ``baseline.load_baseline``."""
-    beams: Sequence[int] = (1,)
-    """Beams of the baselines."""
-    normaliser: str = "basic"
-    batch: int = 1
-    """Recordings that are decoded together; baselines take one at a time."""
-    threads: int | None = None
-    """CPU threads. None: as many as torch takes by itself."""
-    device: str = "cpu"
-    find_language: bool = False
-    """Do not tell the systems what language they hear."""
-    limit: int | None = None
-    """Recordings of each language of each set, from its start."""
-    vad: bool = True
-    """Diffusion decoders listen only where the detector hears speech, in quiet sets and in recordings above 30 s."""
-
-    def __post_init__(self) -> None:
-        unknown = [d for d in self.decoders if d not in DECODERS]
-        if unknown:
-            raise OptionError(f"decoders can be {', '.join(DECODERS)}, got {unknown[0]!r}")
-        if not self.decoders and not self.baselines:
-            raise OptionError("there is nothing to decode with: name decoders or a baseline")
-        for name in ("steps", "beams"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise OptionError(f"{name} must be numbers from 1 up, got {getattr(self, name)!r}")
-        for name in ("seeds", "batch", "threads", "limit"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.votes < 2:
-            raise OptionError(f"votes must be at least 2, got {self.votes}")
-        if self.normaliser not in NORMALISERS:
-            raise OptionError(f"normaliser can be {', '.join(NORMALISERS)}, got {self.normaliser!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class System:
-    """One way to write down a recording."""
-
-    name: str
-    decoder: Decoder
-    seed: int | None = None
-    options: SamplingOptions | None = None
-    """Of the diffusion decoders."""
-    baseline: str = ""
-    beam: int = 1
-    vad: bool = True
-
-    def definition(self) -> dict[str, Any]:
-        """All that its rows depend on, the seed left out."""
-        options = dataclasses.asdict(self.options) if self.options else {}
-        options.pop("seed", None)
-        facts = {"decoder": self.decoder, "options": options, "baseline": self.baseline, "beam": self.beam}
-        return facts if self.vad else facts | {"vad": False}
-
-
-def systems(options: EvaluationOptions) -> list[System]:
-    """CTC and autoregressive first, then each diffusion decoder at each number of steps and seed, then baselines.
-
-    A decoder that draws no random numbers has one seed: more would write the same again.
-    """
-    found = [System(name=name, decoder=name) for name in ("ctc", "ar") if name in options.decoders]
-    for decoder in ("diffusion", "seeded", "vote"):
-        for steps in sorted(set(options.steps)) if decoder in options.decoders else ():
-            drawn = _sampling(decoder, steps, options.votes)
-            dull = drawn.start == "ctc" and drawn.accept != "entropy" and drawn.votes == 1
-            dull = dull and drawn.seed_noise == drawn.temperature == drawn.final_temperature == 0
-            for seed in range(1 if dull else options.seeds):
-                found.append(
-                    System(
-                        name=f"{decoder}-{steps}",
-                        decoder=decoder,
-                        seed=seed,
-                        options=replace(drawn, seed=seed),
-                        vad=options.vad,
-                    )
-                )
-    for spec in options.baselines:
-        for beam in options.beams:
-            name = f"{_short(spec)} beam {beam}"
-            if any(s.name == name for s in found):
-                raise OptionError(f"two baselines would both be called {name!r}: rename one of the folders")
-            found.append(System(name=name, decoder="whisper", baseline=spec, beam=beam))
-    return found
-
-
-def _sampling(decoder: str, steps: int, votes: int) -> SamplingOptions:
-    """From noise there is no prefix to confirm, so there the surest places are accepted."""
-    match decoder:
-        case "diffusion":
-            return SamplingOptions(steps=steps, start="noise", accept="entropy")
-        case "vote":
-            return SamplingOptions(steps=steps, start="ctc", votes=votes)
-    return SamplingOptions(steps=steps, start="ctc")
-
-
-def _short(spec: str) -> str:
-    """A baseline's name for tables: the last two parts of its path."""
-    kind, _, place = spec.partition(":")
-    return f"{kind}:{'/'.join(Path(place).parts[-2:])}"
 
 
 def evaluate(model: str | os.PathLike[str], specs: Sequence[str], options: EvaluationOptions, out: Path) -> None:

@@ -60,6 +60,9 @@ class Stage:
     """Most noise on such a draft: its level is uniform from 0."""
     hint_drop: float = 0.1
     """Share of the rows that get no hints."""
+    audio_drop: float = 0.0
+    """Share of the rows that the diffusion loss sees without their sound and hints, so that decoding can be guided
+    (``SamplingOptions.guidance``); not for gemma."""
     blur: float = 1.0
     """Most Gumbel noise on CTC's logits before they seed or hint."""
     conditioned_share: float = 0.5
@@ -96,7 +99,7 @@ class Stage:
         if unknown:
             raise RecipeError(f"stage {self.name}: teaches names {sorted(unknown)}; languages are {list(LANGUAGES)}")
         for name in ("ar_share", "ar_draft", "drift", "diffusion_share", "full_share", "draft_share",
-                     "draft_noise", "hint_drop", "mask", "dropout", "conditioned_share", "unroll_share",
+                     "draft_noise", "hint_drop", "audio_drop", "mask", "dropout", "conditioned_share", "unroll_share",
                      "final_rate", "smoothing", "ema"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"stage {self.name}: {name} is a share from 0 to 1, got {getattr(self, name)}")

@@ -139,6 +139,10 @@ def _diffusion(  # noqa: PLR0913
         heard, slots = fitted_draft(path, clean[row, :count].tolist(), vocabulary=vocabulary, generator=generator)
         seeds[row, :count], hints[row, :count] = torch.tensor(heard), torch.tensor(slots)
     hints[torch.rand(rows, generator=generator) < stage.hint_drop] = -1
+    if stage.audio_drop > 0:
+        is_deaf = torch.rand(rows, generator=generator) < stage.audio_drop
+        hints[is_deaf] = -1
+        cache = network.without_audio(cache, is_deaf)
 
     is_draft = torch.rand(rows, generator=generator) < stage.draft_share
     start = torch.where(is_draft[:, None], seeds, clean)

@@ -1,0 +1,128 @@
+"""Several canvases of a window: where they start, which text is taken, and what is handed out beside it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_model, random_speech, wake
+from test_decode import Script, heard
+from torch import Tensor
+
+from diffasr.ballots import alternatives, ballot_paths
+from diffasr.decode import Decoded, decode
+from diffasr.diffusion import ctc
+from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.model.checkpoint import Model
+from diffasr.seams import sew
+from diffasr.transcribe import Transcriber
+from diffasr.transcript import Alternative, Segment, Word
+
+MODEL = wake(random_model())
+
+
+def paths(lengths: list[int], **options: Any) -> list[list[int]]:
+    cache = MODEL.network.prefill(random_speech(lengths, seed=6), None)
+    votes = options.get("votes", 1)
+    cache = MODEL.network.select(cache, torch.arange(len(lengths)).repeat_interleave(votes))
+    return [path.tokens for path in ballot_paths(MODEL.tokenizer, cache, SamplingOptions(**options))]
+
+
+def test_the_best_path_comes_first_and_a_sample_is_drawn_for_all() -> None:
+    (best,) = paths([80])
+    votes, sampled = paths([80], votes=4), paths([80], votes=4, start="sample")
+    assert votes[0] == best
+    assert best not in sampled
+    assert len({tuple(p) for p in votes}) == len({tuple(p) for p in sampled}) == 4
+    assert sampled == paths([80], votes=4, start="sample")
+    assert sampled != paths([80], votes=4, start="sample", seed=1)
+    assert paths([50, 80], votes=4, start="sample")[4:] == sampled, "no neighbour has a say in it"
+
+
+def test_a_sample_is_drawn_from_the_posterior() -> None:
+    logits = torch.tensor([[[0.0, 1.0, -1.0], [2.0, 0.0, 0.5]]]).expand(4000, 2, 3)
+    drawn = ctc.sampled(logits, generator=torch.Generator().manual_seed(0)).argmax(-1)
+    shares = torch.nn.functional.one_hot(drawn, 3).float().mean(0)
+    torch.testing.assert_close(shares, logits[0].softmax(-1), atol=0.03, rtol=0)
+
+
+class Quarrel(Script):
+    """A script whose canvases of one window say different things, whatever they start from."""
+
+    def select(self, cache: Any, rows: Tensor) -> Any:
+        chosen = super().select(cache, rows)
+        if len(rows) > len(cache.slots):  # the canvases of the votes
+            chosen = replace(chosen, memory=self.answers[: len(rows)])
+        return chosen
+
+
+BALLOTS = ["the cat sat down", "the bat sat down", "the bat saw down"]
+
+
+def voted(**options: Any) -> Decoded:
+    model = random_model()
+    script = Quarrel(model, BALLOTS)
+    asked = Model(network=script, tokenizer=model.tokenizer, config=model.config)  # type: ignore[arg-type]
+    (found,) = decode(asked, heard(model, BALLOTS[:1]), None, SamplingOptions(votes=3, accept="all", **options))
+    return found
+
+
+def test_words_are_elected_or_the_text_of_least_risk_is_taken() -> None:
+    elected, chosen = voted(), voted(merge="mbr")
+    assert elected.text == chosen.text == BALLOTS[1]
+    assert elected.tokens == tuple(MODEL.tokenizer.encode(BALLOTS[0])), "of the first"
+    assert chosen.tokens == tuple(MODEL.tokenizer.encode(BALLOTS[1]))
+    assert elected.alternatives == ()
+
+
+def test_agreement_reaches_the_probability_of_a_word() -> None:
+    found = {w.word: w for w in voted().words}
+    assert found["the"].belief == pytest.approx(found["the"].probability)
+    assert found["bat"].belief == pytest.approx(found["bat"].probability * 2 / 3)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3])
+def test_alternatives_are_different_texts_the_most_agreed_first(most: int) -> None:
+    found = voted(alternatives=most).alternatives
+    assert [a.text for a in found] == [BALLOTS[1], BALLOTS[0], BALLOTS[2]][:most]
+    assert [a.score for a in found] == pytest.approx([(1 + 0.75 + 0.75) / 3, (1 + 0.75 + 0.5) / 3, 2.25 / 3][:most])
+
+
+def test_a_text_that_comes_twice_is_one_alternative_with_its_best_likelihood() -> None:
+    ballots = [Decoded(text=t, language="en", language_probability=1.0, avg_logprob=p, steps=1)
+               for t, p in (("a b", -2.0), ("a c", -0.5), ("a b", -1.0))]  # fmt: skip
+    found = alternatives(ballots, [b.text.split() for b in ballots], 3)
+    assert [(a.text, a.avg_logprob) for a in found] == [("a b", -1.0), ("a c", -0.5)]
+
+
+def test_alternatives_reach_the_json_and_stay_away_where_nobody_asked() -> None:
+    clip = torch.randn(16000, generator=torch.Generator().manual_seed(0)).numpy()
+    asr = Transcriber(MODEL)
+    options = SamplingOptions(votes=4, start="sample", alternatives=3, accept="all", steps=1)
+    from diffasr.windows import ListenOptions
+
+    listen = ListenOptions(vad=False, no_speech=1.0, compression_ratio=1e9, repetition=1.0)
+    (segment,) = asr.transcribe(clip, language="en", options=options, listen=listen).to_dict()["segments"]
+    assert 1 < len(segment["alternatives"]) <= 3
+    assert all(set(a) == {"text", "score", "avg_logprob"} for a in segment["alternatives"])
+    (plain,) = asr.transcribe(clip, language="en", options=replace(options, alternatives=0), listen=listen).segments
+    assert "alternatives" not in plain.to_dict()
+
+
+def test_a_seam_that_cuts_a_text_leaves_it_without_alternatives() -> None:
+    other = (Alternative(text="one too", score=0.5, avg_logprob=-1.0),)
+
+    def segment(start: float, words: list[str]) -> Segment:
+        timed = tuple(
+            Word(word=w, start=start + n, end=start + n + 0.5, probability=1.0) for n, w in enumerate(words)
+        )  # fmt: skip
+        return Segment(start=start, end=start + len(words), text=" ".join(words), language="en", avg_logprob=-1.0,
+                       steps=1, words=timed, alternatives=other)  # fmt: skip
+
+    left, right = sew(segment(0.0, ["one", "two", "three"]), segment(1.0, ["two", "three", "four"]))
+    assert isinstance(left, Segment)
+    assert isinstance(right, Segment)
+    assert left.alternatives == right.alternatives == ()
+    whole, _ = sew(segment(0.0, ["one", "two"]), segment(2.0, ["three"]))
+    assert isinstance(whole, Segment)
+    assert whole.alternatives == other
