@@ -23,8 +23,8 @@ class Word:
     """Seconds from the start of the recording."""
     end: float
     probability: float
-    """How likely it is right, in [0, 1]. Without a calibration in the model: how sure CTC was of its letters. Where votes
-    disagree it is lower: see ``confidence``."""
+    """How likely it is right, in [0, 1]. Without a calibration in the model: how sure CTC was of its letters. Where
+    votes disagree it is lower: see ``confidence``."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end < math.inf:
