@@ -95,10 +95,14 @@ LAWS: dict[str, dict[str, Any]] = {
 }
 
 
+def made(name: str, **more: Any) -> SamplingOptions:
+    return SamplingOptions(**(more | {"stop_entropy": 2.9} | LAWS[name]))
+
+
 @pytest.mark.parametrize("name", LAWS)
 @pytest.mark.parametrize("lengths", [[60, 9, 33], [17, 90], [40, 41, 12, 12]], ids=str)
 def test_neighbours_change_nothing(name: str, lengths: list[int]) -> None:
-    options = SamplingOptions(**{"steps": 4, "stop_entropy": 2.9, "seed": len(lengths)} | LAWS[name])
+    options = made(name, steps=4, seed=len(lengths))
     speech, known = random_speech(lengths, seed=len(lengths)), torch.arange(len(lengths)) - 1
     together = decode(MODEL, speech, known, options)
     for row in range(len(lengths)):
@@ -111,7 +115,7 @@ def test_neighbours_change_nothing(name: str, lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("name", LAWS)
 def test_rows_that_leave_change_no_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = SamplingOptions(**{"steps": 6, "stop_entropy": 2.9} | LAWS[name])
+    options = made(name, steps=6)
     speech = random_speech([60, 31, 44, 18, 75], seed=4)
     texts = []
     for worthwhile in (1e-9, 0.25, 2.0):

@@ -271,7 +271,7 @@ def test_blanking_takes_its_share_of_the_rows_and_its_dice() -> None:
 def test_some_rows_learn_to_write_without_sound_and_without_hints(
     network: WhisperNetwork, batch: Batch, spy: Spy
 ) -> None:
-    other = replace(batch, speech=random_speech(batch.speech.lengths.tolist(), seed=9))  # type: ignore[union-attr]
+    other = replace(batch, speech=random_speech(batch.speech.lengths.tolist(), seed=9))
     fixed = {"draft_share": 0.0, "conditioned_share": 0.0, "hint_drop": 0.0}
     plain, deaf, also_deaf = (
         run(network, heard_, audio_drop=share, **fixed)["diffusion"]

@@ -50,7 +50,8 @@ class Asking:
             hints=known if times == 1 else torch.cat((known, torch.full_like(known, -1))),
         )
         if times == 2:
-            logits = guided(*logits.chunk(2), self.options.guidance)
+            told, untold = logits.chunk(2)
+            logits = guided(told, untold, self.options.guidance)
         if weight > 0:
             logits = fused(logits, self.cache.ctc[: len(rows)], known, self.openings, weight)
         return logits.cpu()

@@ -1,6 +1,7 @@
 """Keys and values of the speech, a pair a layer: those of some rows, several of which may share one."""
 
-from torch import Tensor, arange
+import torch
+from torch import Tensor
 
 from diffasr.model.layers import KeysValues
 
@@ -19,7 +20,7 @@ def chosen(memory: Memory, rows: Tensor, count: int) -> Memory:
     once, times = owners.unique_consecutive(return_counts=True)
     if len(once) and int(times.min()) == int(times.max()):
         owners = once
-    if len(owners) == held and bool((owners == arange(held, device=owners.device)).all()):
+    if len(owners) == held and bool((owners == torch.arange(held, device=owners.device)).all()):
         return memory
     return _taken(memory, owners)
 
@@ -34,7 +35,7 @@ def silent(memory: Memory, rows: Tensor) -> Memory:
 def _owners(memory: Memory, count: int) -> Tensor:
     """Whose keys and values each row of a batch of ``count`` reads: (count,)."""
     held = memory[0][0][0]
-    return arange(count, device=held.device) // max(1, count // len(held))
+    return torch.arange(count, device=held.device) // max(1, count // len(held))
 
 
 def _taken(memory: Memory, owners: Tensor) -> Memory:
