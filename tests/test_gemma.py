@@ -153,7 +153,7 @@ def test_autoregressive_logits_are_causal_and_agree_with_one_pass(network: Gemma
     prompt, _ = network._prompt(cache.audio, cache.slots)
     tail = network._embed(torch.cat((torch.tensor([[11]]), text), dim=1))
     whole = network.backbone.model.encoder(
-        inputs_embeds=torch.cat((prompt, tail), dim=1), past_key_values=DynamicCache()
+        inputs_embeds=torch.cat((prompt, tail), dim=1), cache=DynamicCache()
     )
     torch.testing.assert_close(logits, network._unembed(whole.last_hidden_state[:, -7:]))
 

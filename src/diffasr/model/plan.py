@@ -2,7 +2,7 @@
 
 Weights are counted on the meta device. The rest is counted from shapes: the key/value cache with CTC's logits, and the
 largest moment of a call, which is either in the experts of a layer or where logits are made. Source of the latter: the
-order of tensors in ``transformers`` 5.23.0 (DiffusionGemma's layers, experts by grouped_mm); with quantised experts,
+order of tensors in ``transformers`` 5.24.0 (DiffusionGemma's layers, experts by grouped_mm); with quantised experts,
 which run one by one, it is an upper bound.
 """
 
