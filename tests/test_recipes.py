@@ -88,11 +88,16 @@ def test_fleurs_comes_as_the_evaluation_reads_it(tmp_path: Path, monkeypatch: py
 
     def read_set(spec: str) -> EvaluationSet:
         asked.append(spec)
-        clip = Clip(id="a", audio=file.read_bytes(), duration=0.1, text="Wort", language="de", speaker="")
+        language = spec.split(":")[2]
+        clip = Clip(id="a", audio=file.read_bytes(), duration=0.1, text="Wort", language=language, speaker="")
         return EvaluationSet(name=spec, clips=(clip,))
 
     names = script("prepare")
     monkeypatch.setitem(names["fleurs"].__globals__, "read_set", read_set)
+    names["main"](["any", "hf:owner/name:de:train", "memory://any/a-*.tar"])
+    assert asked == ["hf:owner/name:de:train"]
+    assert [(u.text, u.language) for u in read_shards("memory://any/a-*.tar")] == [("wort", "de")]
+    asked.clear()
     rows = list(names["fleurs"]("hub", "validation"))
     assert asked == [f"hf:fleurs:{code}:validation" for code in ("en", "de", "fr", "es", "hi", "zh")]
     assert [(u.language, u.text, held) for u, held in rows][1] == ("de", "wort", file.read_bytes())

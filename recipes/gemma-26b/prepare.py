@@ -4,6 +4,7 @@
     python recipes/gemma-26b/prepare.py voxpopuli data/voxpopuli s3://speech/voxpopuli-*.tar      # en, de, fr, es
     python recipes/gemma-26b/prepare.py fleurs hub s3://speech/fleurs-*.tar                       # all six
     python recipes/gemma-26b/prepare.py fleurs hub data/fleurs-dev-*.tar --split validation
+    python recipes/gemma-26b/prepare.py any hf:owner/name:config:train:de data/more-*.tar    # any set of the hub
 
 lhotse reads the first two as `lhotse download librispeech` and `lhotse download voxpopuli` leave them; FLEURS comes
 from the hub's Parquet copy. Texts are in lower case: LibriSpeech has no other, and one style is easier to learn.
@@ -51,9 +52,14 @@ def voxpopuli(folder: str, split: str) -> Rows:
 def fleurs(_: str, split: str) -> Rows:
     """FLEURS of the hub, in all six."""
     for language in LANGUAGES:
-        for clip in read_set(f"hf:fleurs:{language}:{split}").clips:
-            audio = clip.audio if isinstance(clip.audio, bytes) else Path(str(clip.audio)).read_bytes()
-            yield _utterance(clip.text, clip.duration, language, "fleurs", clip.speaker), audio
+        yield from any_set(f"hf:fleurs:{language}:{split}", split)
+
+
+def any_set(spec: str, _: str) -> Rows:
+    """Whatever ``diffasr evaluate`` reads by this name: of the hub, or a manifest. It must fit into memory."""
+    for clip in read_set(spec).clips:
+        audio = clip.audio if isinstance(clip.audio, bytes) else Path(str(clip.audio)).read_bytes()
+        yield _utterance(clip.text, clip.duration, clip.language, clip.source, clip.speaker), audio
 
 
 def _cuts(manifests: dict[str, Iterable[object]], language: str, source: str) -> Rows:
@@ -76,10 +82,10 @@ def _utterance(text: str, duration: float, language: str, source: str, speaker: 
 
 def main(argv: list[str] | None = None) -> None:
     """Write shards, and say what is in them."""
-    corpora = {"librispeech": librispeech, "voxpopuli": voxpopuli, "fleurs": fleurs}
+    corpora = {"librispeech": librispeech, "voxpopuli": voxpopuli, "fleurs": fleurs, "any": any_set}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", choices=corpora)
-    parser.add_argument("folder", help="where it lies; for fleurs any word")
+    parser.add_argument("folder", help="where it lies; for fleurs any word; for any hf:… or a manifest")
     parser.add_argument("shards", help="an address with one * that ends in .tar")
     parser.add_argument("--split", choices=PARTS, default="train")
     args = parser.parse_args(argv)

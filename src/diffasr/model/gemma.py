@@ -215,7 +215,8 @@ class GemmaNetwork(nn.Module):
         chosen = _branch(memory.keys_values)
         layers: list[Any] = chosen.layers  # full and sliding ones, all of them filled by prefill
         for layer in layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            mine = rows.to(layer.keys.device)  # which need not be where the rows are: placement.py
+            layer.keys, layer.values = layer.keys[mine], layer.values[mine]
         return Cache(
             audio=cache.audio[rows],
             slots=cache.slots[rows],
