@@ -19,7 +19,8 @@ def commands(page: str) -> list[list[str]]:
     blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
-    return [shlex.split(line, comments=True) for line in lines if line.strip() and "…" not in line]
+    calls = (shlex.split(line, comments=True) for line in lines if "…" not in line)
+    return [words for words in calls if words]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -87,7 +87,7 @@ def test_no_step_mixes_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lay(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """``count`` cards, all of whose memory may be used."""
-    for module in (adapter, plan):
+    for module in (adapter, checkpoint, plan):
         monkeypatch.setattr(module, "cards", lambda _: [FIRST, SECOND][:count])
     monkeypatch.setattr(plan, "RESERVE", 0.0)
 
@@ -124,6 +124,8 @@ def test_load_lays_layers_where_the_plan_says(
     monkeypatch.setattr(placement, "lent", lent)
     placed = diffasr.load(folder, precision=precision, gpu_memory=memory).model
     assert plan.homes(checkpoint.load(folder).network, target(precision, memory)) == expected
+    for model in (placed, whole):
+        model.network.train()  # when it evaluates on a CPU, bitsandbytes packs what it was lent in another way
     torch.testing.assert_close(logits_of(placed), logits_of(whole), rtol=1e-5, atol=1e-5)
     layer = placed.network.backbone.model.decoder.layers[2]
     assert bool(moves) == (expected[2] == HOST), "a layer on the host is lent, one on a card is not"
@@ -169,12 +171,12 @@ def test_a_loaded_layout_can_be_saved(folder: Path, tmp_path: Path) -> None:
 def test_what_can_not_be_laid_out_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match="cpu is none: leave it out"):
         diffasr.load(folder, gpu_memory=24)
-    with pytest.raises(OptionError, match=r"mini.* whisper backbone: leave it out"):
-        diffasr.load("mini", gpu_memory=24)
     assert cards(torch.device("cuda", 3)) == [torch.device("cuda", 3)]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert cards(torch.device("cuda")) == [torch.device("cuda", 0), torch.device("cuda", 1)]
     lay(monkeypatch, 1)
+    with pytest.raises(OptionError, match=r"mini.* whisper backbone: leave it out"):
+        diffasr.load("mini", gpu_memory=24)
     with pytest.raises(OptionError, match="bfloat16, int8, int4, not with float32"):
         diffasr.load(folder, precision="float32", gpu_memory=24)
     with pytest.raises(OptionError, match=r"bfloat16 needs 0\.0 GiB.* take int8 or int4"):

@@ -22,7 +22,7 @@ from diffasr.errors import ModelError, OptionError
 from diffasr.model import hub, quantised
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffasr.model.encoder import WhisperEncoder
-from diffasr.model.placement import Target
+from diffasr.model.placement import Target, cards
 from diffasr.model.precision import Precision
 from diffasr.model.projector import Projector
 from diffasr.model.quantised import quantise
@@ -108,6 +108,8 @@ def load(
     except (RuntimeError, AssertionError) as error:  # torch knows the name but not the hardware, or neither
         raise OptionError(f"device {device!r} can't be used here: {str(error).splitlines()[0]}; try cpu") from error
     place = torch.device(device)
+    if gpu_memory is not None:
+        cards(place)  # so that 49 GB are not read in vain
     target = Target(device=place, dtype=dtype_of(precision, place), precision=precision, gpu_memory=gpu_memory)
     if Path(name).suffix == ".pt":
         return _gemma_part("reference").load(Path(name), target)
