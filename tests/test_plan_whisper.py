@@ -6,40 +6,51 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_tokenizer
+from conftest import VOCABULARY
 from test_plan import peak_of
 from tokenizers import Tokenizer as Backend
 
 from diffasr.cli import main
 from diffasr.model import checkpoint
-from diffasr.model.checkpoint import Model, build
+from diffasr.model.checkpoint import Model
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
+from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.plan import GIB, Work
 from diffasr.model.plan_whisper import cache_bytes, hear_bytes, plan, sketch, step_bytes
+from diffasr.model.projector import Projector
+from diffasr.model.whisper import WhisperDecoder, WhisperNetwork
 
 FLOAT = 4
 SHAPES: dict[str, dict[str, int]] = {
     "wide": {"width": 64, "heads": 1, "layers": 2, "hidden": 256},
     "many heads": {"width": 32, "heads": 8, "layers": 6, "hidden": 64},
+    "many words": {"width": 32, "heads": 1, "layers": 1, "hidden": 64, "vocabulary": 6000},
 }
 
 
-def model_of(shape: dict[str, int]) -> Model:
-    ears = EncoderConfig(mels=8, width=shape["width"], heads=shape["heads"], layers=2, hidden=shape["hidden"])
-    config = ModelConfig(name="x", encoder=ears, projector=ProjectorConfig(hidden=32, strides=2),
-                         decoder=DecoderConfig(vocabulary=VOCABULARY, **shape))  # fmt: skip
-    tokenizer = tiny_tokenizer()
+def network_of(shape: dict[str, int]) -> tuple[WhisperNetwork, ModelConfig]:
+    sizes = {"vocabulary": VOCABULARY} | shape
+    width, heads, hidden = shape["width"], shape["heads"], shape["hidden"]
+    config = ModelConfig(
+        name="x", encoder=EncoderConfig(mels=8, width=width, heads=heads, layers=2, hidden=hidden),
+        projector=ProjectorConfig(hidden=32, strides=2), decoder=DecoderConfig(**sizes),
+    )  # fmt: skip
     torch.manual_seed(0)
-    return Model(network=build(config, tokenizer).eval().requires_grad_(False), tokenizer=tokenizer, config=config)
+    network = WhisperNetwork(
+        WhisperEncoder(mels=8, width=width, heads=heads, layers=2, hidden=hidden),
+        Projector(speech_width=width, hidden=32, width=width, strides=2),
+        WhisperDecoder(**sizes), torch.zeros(6, 4, dtype=torch.long), torch.arange(VOCABULARY),
+    )  # fmt: skip
+    return network.eval().requires_grad_(False), config
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_moment_is_within_a_tenth_of_what_was_measured(shape: str, tmp_path: Path) -> None:
-    model = model_of(SHAPES[shape])
-    network: Any = model.network
+    network, config = network_of(SHAPES[shape])
+    vocabulary = config.decoder.vocabulary  # type: ignore[union-attr]
     work = Work(rows=4, canvas=192)
     mel, lengths = torch.randn(4, 8, 3000), torch.full((4,), 3000)
-    canvas, places, previous = torch.randint(40, (4, 192)), torch.full((4,), 192), torch.randn(4, 192, VOCABULARY)
+    canvas, places, previous = torch.randint(40, (4, 192)), torch.full((4,), 192), torch.randn(4, 192, vocabulary)
 
     def step() -> Any:
         return network.denoise(canvas, cache, lengths=places, previous=previous)
@@ -48,11 +59,11 @@ def test_each_moment_is_within_a_tenth_of_what_was_measured(shape: str, tmp_path
         cache = network.prefill(network.hear(mel, lengths), None)
         step()
     speech, peak = peak_of(lambda: network.hear(mel, lengths), tmp_path)
-    assert peak == pytest.approx(hear_bytes(model.config, work, plain=FLOAT), rel=0.1)
+    assert peak == pytest.approx(hear_bytes(config, work, plain=FLOAT), rel=0.1)
     cache, _ = peak_of(lambda: network.prefill(speech, None), tmp_path)
     held = [cache.audio, cache.ctc, *(t for pair in cache.memory[0] for t in pair)]
-    assert sum(t.nbytes for t in held) == cache_bytes(network, model.config, work, plain=FLOAT)
-    assert peak_of(step, tmp_path)[1] == pytest.approx(step_bytes(model.config, work, plain=FLOAT), rel=0.1)
+    assert sum(t.nbytes for t in held) == cache_bytes(network, config, work, plain=FLOAT)
+    assert peak_of(step, tmp_path)[1] == pytest.approx(step_bytes(network, config, work, plain=FLOAT), rel=0.1)
 
 
 def write_published(folder: Path, backend: Backend, **changes: int) -> Path:
@@ -91,21 +102,16 @@ def test_a_published_size_is_counted_without_its_weights(tmp_path: Path, capsys:
 
 
 def test_more_windows_and_places_take_more() -> None:
-    model = model_of(SHAPES["wide"])
-    network: Any = model.network
-    small, rows, places = (
-        plan(network, model.config, w)[0] for w in (Work(rows=1), Work(rows=3), Work(rows=1, canvas=400))
-    )
+    network, config = network_of(SHAPES["wide"])
+    small, rows, places = (plan(network, config, w)[0] for w in (Work(rows=1), Work(rows=3), Work(rows=1, canvas=400)))
     assert rows.cache == 3 * small.cache and rows.logits == 3 * small.logits
     assert places.cache == small.cache and places.logits == pytest.approx(small.logits * 400 / 192)
     assert rows.weights == small.weights == places.weights
 
 
-def test_a_checkpoint_of_ours_is_planned_by_its_own_config(tmp_path: Path) -> None:
-    model = model_of(SHAPES["many heads"])
+def test_a_checkpoint_of_ours_is_planned_by_its_own_config(model: Model, tmp_path: Path) -> None:
     checkpoint.save(tmp_path, model)
     network, config = sketch(tmp_path)
     assert config == model.config
-    assert {n: p.shape for n, p in network.named_parameters()} == {
-        n: p.shape for n, p in model.network.named_parameters()
-    }
+    shapes = {name: p.shape for name, p in model.network.named_parameters()}
+    assert {name: p.shape for name, p in network.named_parameters()} == shapes

@@ -47,7 +47,7 @@ def plan(network: WhisperNetwork, config: ModelConfig, work: Work) -> tuple[Row,
     return tuple(
         Row(precision=precision, weights=Weights(fixed=size * plain, layers=()),
             cache=cache_bytes(network, config, work, plain=plain), logits=logits,
-            activations=max(hear_bytes(config, work, plain=plain), step_bytes(config, work, plain=plain)))
+            activations=max(hear_bytes(config, work, plain=plain), step_bytes(network, config, work, plain=plain)))
         for precision, plain in PLAIN.items()
     )  # fmt: skip
 
@@ -61,16 +61,20 @@ def cache_bytes(network: WhisperNetwork, config: ModelConfig, work: Work, *, pla
 
 
 def hear_bytes(config: ModelConfig, work: Work, *, plain: int) -> int:
-    """The largest moment of the encoder: a layer's MLP before and after its curve, and three of its own width."""
+    """The largest moment of the encoder: a layer's MLP before and behind its curve, and what attention left."""
     ears = config.encoder
-    return work.rows * work.frames * plain * (2 * ears.hidden + 3 * ears.width)
+    return work.rows * work.frames * plain * (2 * ears.hidden + 5 * ears.width)
 
 
-def step_bytes(config: ModelConfig, work: Work, *, plain: int) -> int:
-    """The largest moment of ``denoise``, without cache and the logits of the step before: all masks, and logits."""
+def step_bytes(network: WhisperNetwork, config: ModelConfig, work: Work, *, plain: int) -> int:
+    """The largest moment of ``denoise``, without cache and the logits of the step before: masks being made, masks and
+    the MLP of a layer, or logits."""
     text = _text(config)
-    masks = text.layers * text.heads * work.canvas**2
-    return masks * (_FLOAT + work.rows * max(_FLOAT, plain)) + work.rows * work.canvas * text.vocabulary * plain
+    places = work.canvas + network.prefixes.shape[1] - 1
+    masks = text.layers * text.heads * places**2
+    layer = work.rows * places * plain * (2 * text.hidden + 7 * text.width)
+    logits = work.rows * work.canvas * plain * (text.vocabulary + 2 * text.width)
+    return max(masks * _FLOAT * (1 + work.rows), masks * work.rows * plain + layer, logits)
 
 
 def _text(config: ModelConfig) -> DecoderConfig:
