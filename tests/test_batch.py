@@ -93,6 +93,15 @@ def states(recordings: list[Recording], settings: Settings, **options: Any) -> d
     return seen
 
 
+def test_a_worker_loads_as_it_was_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("diffasr.transcribe.load", lambda name, **more: asked.update(more | {"name": name}))
+    told = dataclasses.replace(settings, device="cuda", precision="int8", gpu_memory=24.0)
+    _ = Worker(settings=told).transcriber
+    assert asked == {"name": settings.model, "device": "cuda", "precision": "int8", "gpu_memory": 24.0}
+    assert told.basis() != settings.basis(), "a transcript made in another precision is another"
+
+
 def test_a_line_cut_in_two_is_forgotten_and_spoils_no_other(tmp_path: Path) -> None:
     first, second = (Recording(source=n, place=PurePath(n)) for n in "ab")
     for name in ("a.txt", "b.txt"):

@@ -157,13 +157,14 @@ def test_flags_of_whisper_that_mean_the_same_are_understood() -> None:
 def test_every_option_of_transcribe_arrives() -> None:
     words = ["--model", "m", "--steps", "3", "--start", "noise", "--seed", "5", "--jobs", "2", "--redo-all"]
     words += ["--votes", "4", "--alternatives", "2", "--ctc-weight", "0.3", "--temperature", "0.7"]
+    words += ["--precision", "int4", "--gpu-memory", "24"]
     args = cli.parse(["transcribe", "x.wav", *OURS, *words, "--device", "cuda"])
     assert transcribe._settings(args) == Settings(
         model="m", device="cuda", language="de",
         sampling=SamplingOptions(
             steps=3, start="noise", seed=5, votes=4, alternatives=2, ctc_weight=0.3, temperature=0.7
         ),
-        formats=("srt", "json"),
+        precision="int4", gpu_memory=24.0, formats=("srt", "json"),
         shape=LineShape(max_line_width=40, max_line_count=1, max_words_per_line=7, highlight_words=True),
     )  # fmt: skip
     assert transcribe._options(args) == BatchOptions(folder=Path("o"), jobs=2, threads=3, redo_all=True)

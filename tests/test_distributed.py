@@ -83,6 +83,8 @@ def work(rank: int, port: int, folder: Path) -> None:
     train(plan(folder, "whisper"), folder / "stopped", stop_after=4)
     for name, changes in {"two-gemma": {}, "spread": {"spread": True, "recompute": True}}.items():
         train(plan(folder, "gemma", **changes), folder / name)
+    for stop_after in (2, None):
+        train(plan(folder, "gemma", spread=True, recompute=True), folder / "spread-stopped", stop_after=stop_after)
     network: Any = checkpoint.load(folder / "gemma").network
     experts = network.backbone.model.encoder.language_model.layers[0].experts
     whole = experts.gate_up_proj.numel()
@@ -162,6 +164,14 @@ def test_a_sharded_state_goes_on_with_one_process(runs: Path, monkeypatch: pytes
     train(plan(runs, "whisper"), out)
     assert_alike(runs / "one-whisper", out)
     assert (out / "state.pt").exists() and not (out / "state.shards").exists()
+
+
+def test_a_spread_run_that_was_stopped_is_the_one_that_was_not_bit_for_bit(runs: Path) -> None:
+    whole, stopped = weights(runs / "spread"), weights(runs / "spread-stopped")
+    assert all(torch.equal(stopped[name], value) for name, value in whole.items())
+    assert [e["step"] for e in log_of(runs / "spread-stopped")] == [1, 2, 3], "no step was made twice"
+    for one, other in zip(log_of(runs / "spread"), log_of(runs / "spread-stopped"), strict=True):
+        assert {k: v for k, v in one.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
 
 
 def test_each_process_holds_half_of_what_is_spread(runs: Path) -> None:

@@ -152,9 +152,7 @@ def test_autoregressive_logits_are_causal_and_agree_with_one_pass(network: Gemma
     torch.testing.assert_close(torch.stack(told, dim=1), logits)
     prompt, _ = network._prompt(cache.audio, cache.slots)
     tail = network._embed(torch.cat((torch.tensor([[11]]), text), dim=1))
-    whole = network.backbone.model.encoder(
-        inputs_embeds=torch.cat((prompt, tail), dim=1), past_key_values=DynamicCache()
-    )
+    whole = network.backbone.model.encoder(inputs_embeds=torch.cat((prompt, tail), dim=1), cache=DynamicCache())
     torch.testing.assert_close(logits, network._unembed(whole.last_hidden_state[:, -7:]))
 
 

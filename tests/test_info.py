@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from adapters import adapter_model, write_sources
 from conftest import VOCABULARY, random_model
+from huggingface_hub import errors
 
 from diffasr.cli import main
 from diffasr.errors import ModelError
-from diffasr.model import checkpoint
+from diffasr.model import checkpoint, hub
+from diffasr.model.adapter import WHISPER
 from diffasr.model.checkpoint import Model
-from diffasr.model.gemma import add_lora, build_backbone
+from diffasr.model.gemma import GEMMA, add_lora, build_backbone
 from diffasr.model.info import Description, Part, count, describe, describe_26b, render, summary
 
 
@@ -81,6 +84,23 @@ def test_a_gemma_is_described_without_its_weights(tmp_path: Path, capsys: pytest
         f"licence of {place}" for place in (tmp_path / "adapter", *sources)
     ], "one line a repository"
     assert "terms-of-gemma" in licences[1] and "mit" in licences[2]
+
+
+def test_the_references_repository_is_described_without_its_file(
+    system: Description, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def refuse(name: str, **_: object) -> str:
+        asked.append(name)
+        raise errors.LocalEntryNotFoundError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    assert main(["info", hub.REFERENCE]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(render(system))
+    assert asked == [hub.REFERENCE, GEMMA, WHISPER], "once each, for their cards alone"
+    assert [f"licence of {name}: see https://huggingface.co/{name}" for name in asked] == shown.splitlines()[-3:]
 
 
 def test_info_of_a_whisper_model_names_its_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

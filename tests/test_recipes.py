@@ -1,5 +1,6 @@
 """The recipes beside the mini are read, their scripts run, and what they prepare is what they train on."""
 
+import gzip
 import runpy
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,35 @@ def test_librispeech_becomes_shards(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "librispeech en: 6 utterances" in capsys.readouterr().out
 
 
+def test_segments_of_voxpopuli_are_cut_from_their_sessions(tmp_path: Path) -> None:
+    prepare = script("prepare")
+    with pytest.raises(SystemExit, match="lhotse download voxpopuli --subset asr"):
+        prepare["main"](["voxpopuli", str(tmp_path), "memory://parliament/a-*.tar"])
+    place = tmp_path / "raw_audios" / "original" / "2013"
+    place.mkdir(parents=True)
+    ramp = np.linspace(-0.5, 0.5, 5 * 16_000)
+    soundfile.write(place / "20131007-0900-PLENARY-19_original.ogg", ramp, 16_000)
+    columns = ["session_id", "start_time", "end_time", "split", "speaker_id", "gender", "normed_text", "original_text"]
+    for language in ("en", "de", "fr", "es"):
+        rows = [
+            ["20131007-0900-PLENARY-19", "1.0", "2.5", "train", "7", "male", f"Hello {language}", "Hello."],
+            ["20131007-0900-PLENARY-19", "3.0", "4.0", "dev", "7", "male", "other split", "x"],
+            ["20131007-0900-PLENARY-19", "3.0", "4.0", "train", "7", "male", "", "no text"],
+            ["20131007-0900-PLENARY-19", "0.0", "40.0", "train", "7", "male", "too long", "x"],
+            ["20990101-0900-PLENARY-1", "3.0", "4.0", "train", "7", "male", "no session", "x"],
+        ]
+        text = "".join("|".join(row) + "\n" for row in [columns, *rows])
+        (tmp_path / f"asr_{language}.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    prepare["main"](["voxpopuli", str(tmp_path), "memory://parliament/a-*.tar"])
+    read = read_shards("memory://parliament/a-*.tar")
+    assert [(u.text, u.language, u.duration, u.speaker) for u in read] == [
+        (f"hello {language}", language, 1.5, "7") for language in ("en", "de", "fr", "es")
+    ]
+    heard = load_audio(sound(read[0].audio))
+    assert len(heard) == 24_000
+    np.testing.assert_allclose(heard[4000:20_000], ramp[20_000:36_000], atol=0.05)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_fleurs_comes_as_the_evaluation_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffasr.evaluate.sets import Clip, EvaluationSet
@@ -88,11 +118,16 @@ def test_fleurs_comes_as_the_evaluation_reads_it(tmp_path: Path, monkeypatch: py
 
     def read_set(spec: str) -> EvaluationSet:
         asked.append(spec)
-        clip = Clip(id="a", audio=file.read_bytes(), duration=0.1, text="Wort", language="de", speaker="")
+        language = spec.split(":")[2]
+        clip = Clip(id="a", audio=file.read_bytes(), duration=0.1, text="Wort", language=language, speaker="")
         return EvaluationSet(name=spec, clips=(clip,))
 
     names = script("prepare")
     monkeypatch.setitem(names["fleurs"].__globals__, "read_set", read_set)
+    names["main"](["any", "hf:owner/name:de:train", "memory://any/a-*.tar"])
+    assert asked == ["hf:owner/name:de:train"]
+    assert [(u.text, u.language) for u in read_shards("memory://any/a-*.tar")] == [("wort", "de")]
+    asked.clear()
     rows = list(names["fleurs"]("hub", "validation"))
     assert asked == [f"hf:fleurs:{code}:validation" for code in ("en", "de", "fr", "es", "hi", "zh")]
     assert [(u.language, u.text, held) for u, held in rows][1] == ("de", "wort", file.read_bytes())

@@ -26,6 +26,7 @@ from diffasr.evaluate.run import batches, evaluate, fingerprint
 from diffasr.evaluate.sets import Clip
 from diffasr.evaluate.systems import EvaluationOptions, System, systems
 from diffasr.model.checkpoint import Model, save
+from diffasr.model.hub import REFERENCE_FILE
 from diffasr.model.whisper import WhisperNetwork
 from diffasr.transcribe import Transcriber, load
 from diffasr.windows import ListenOptions
@@ -185,6 +186,14 @@ def test_another_model_is_refused(folder: Path, manifest: Path, tmp_path: Path, 
     assert fingerprint(tmp_path / "half") != fingerprint(folder)
     with pytest.raises(OptionError, match="model is"):
         outcome(tmp_path / "half", manifest, tmp_path / "out", decoders=("ctc",), limit=1)
+
+
+def test_the_references_file_has_a_fingerprint_too(tmp_path: Path) -> None:
+    marks = []
+    for content in (b"one", b"two"):
+        (tmp_path / REFERENCE_FILE).write_bytes(content)
+        marks.append(fingerprint(tmp_path))
+    assert marks[0] != marks[1]
 
 
 def test_the_language_found_is_noted(folder: Path, manifest: Path, tmp_path: Path) -> None:

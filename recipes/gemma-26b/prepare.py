@@ -4,12 +4,16 @@
     python recipes/gemma-26b/prepare.py voxpopuli data/voxpopuli s3://speech/voxpopuli-*.tar      # en, de, fr, es
     python recipes/gemma-26b/prepare.py fleurs hub s3://speech/fleurs-*.tar                       # all six
     python recipes/gemma-26b/prepare.py fleurs hub data/fleurs-dev-*.tar --split validation
+    python recipes/gemma-26b/prepare.py any hf:owner/name:config:train:de data/more-*.tar    # any set of the hub
 
-lhotse reads the first two as `lhotse download librispeech` and `lhotse download voxpopuli` leave them; FLEURS comes
+lhotse reads the first as `lhotse download librispeech` leaves it. The second needs its sessions, as `lhotse download
+voxpopuli --subset asr` leaves them, and beside them the annotations (asr_en.tsv.gz). FLEURS comes
 from the hub's Parquet copy. Texts are in lower case: LibriSpeech has no other, and one style is easier to learn.
 """
 
 import argparse
+import csv
+import gzip
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -40,20 +44,44 @@ def librispeech(folder: str, split: str) -> Rows:
 
 
 def voxpopuli(folder: str, split: str) -> Rows:
-    """Transcribed segments of VoxPopuli in four of the six languages; it has no Hindi and no Mandarin."""
-    from lhotse.recipes import prepare_voxpopuli
-
+    """Transcribed segments of VoxPopuli, cut from whole sessions, in four of the six languages."""
+    sessions = {file.stem.removesuffix("_original"): file for file in Path(folder).rglob("*_original.ogg")}
+    if not sessions:
+        raise SystemExit(f"no session (*_original.ogg) below {folder}: lhotse download voxpopuli --subset asr {folder}")
     for language in PARLIAMENT:
-        manifests = prepare_voxpopuli(folder, task="asr", lang=language)
-        yield from _cuts(manifests["dev" if split == "validation" else split], language, "voxpopuli")
+        with gzip.open(Path(folder) / f"asr_{language}.tsv.gz", "rt", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines, delimiter="|"):
+                start, seconds = float(row["start_time"]), float(row["end_time"]) - float(row["start_time"])
+                session, text = sessions.get(row["session_id"]), row["normed_text"]
+                if row["split"] != ("dev" if split == "validation" else split) or session is None:
+                    continue
+                if text and seconds <= WINDOW_SECONDS:
+                    said = _utterance(text, seconds, language, "voxpopuli", row["speaker_id"])
+                    yield said, _cut(session, start, seconds)
+
+
+def _cut(file: Path, start: float, seconds: float) -> bytes:
+    """Part of a long recording as a flac file."""
+    with soundfile.SoundFile(file) as recording:
+        rate = recording.samplerate
+        recording.seek(round(start * rate))
+        samples = recording.read(round(seconds * rate), always_2d=True)[:, 0]
+    out = io.BytesIO()
+    soundfile.write(out, samples, rate, format="FLAC")
+    return out.getvalue()
 
 
 def fleurs(_: str, split: str) -> Rows:
     """FLEURS of the hub, in all six."""
     for language in LANGUAGES:
-        for clip in read_set(f"hf:fleurs:{language}:{split}").clips:
-            audio = clip.audio if isinstance(clip.audio, bytes) else Path(str(clip.audio)).read_bytes()
-            yield _utterance(clip.text, clip.duration, language, "fleurs", clip.speaker), audio
+        yield from any_set(f"hf:fleurs:{language}:{split}", split)
+
+
+def any_set(spec: str, _: str) -> Rows:
+    """Whatever ``diffasr evaluate`` reads by this name: of the hub, or a manifest. It must fit into memory."""
+    for clip in read_set(spec).clips:
+        audio = clip.audio if isinstance(clip.audio, bytes) else Path(str(clip.audio)).read_bytes()
+        yield _utterance(clip.text, clip.duration, clip.language, clip.source, clip.speaker), audio
 
 
 def _cuts(manifests: dict[str, Iterable[object]], language: str, source: str) -> Rows:
@@ -76,10 +104,10 @@ def _utterance(text: str, duration: float, language: str, source: str, speaker: 
 
 def main(argv: list[str] | None = None) -> None:
     """Write shards, and say what is in them."""
-    corpora = {"librispeech": librispeech, "voxpopuli": voxpopuli, "fleurs": fleurs}
+    corpora = {"librispeech": librispeech, "voxpopuli": voxpopuli, "fleurs": fleurs, "any": any_set}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", choices=corpora)
-    parser.add_argument("folder", help="where it lies; for fleurs any word")
+    parser.add_argument("folder", help="where it lies; for fleurs any word; for any hf:… or a manifest")
     parser.add_argument("shards", help="an address with one * that ends in .tar")
     parser.add_argument("--split", choices=PARTS, default="train")
     args = parser.parse_args(argv)

@@ -8,7 +8,7 @@ from typing import overload
 import numpy as np
 import torch
 
-from diffasr.audio import SAMPLE_RATE_HZ, Samples, Source, log_mel
+from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, Source, log_mel
 from diffasr.decode import Decoded, Show, decode
 from diffasr.diffusion.sampler import Draft, SamplingOptions
 from diffasr.errors import OptionError
@@ -149,9 +149,11 @@ class Transcriber:
         return [d for d in decoded if d is not None]
 
     def _batches(self, order: Sequence[int], windows: Sequence[Window]) -> Iterator[list[int]]:
+        is_whole = self.model.config.encoder.mode == "whole"  # each is 30 s then, whatever is said in it
         batch: list[int] = []
         for n in order:
-            if batch and (len(batch) + 1) * len(windows[n].samples) > self.batch_seconds * SAMPLE_RATE_HZ:
+            size = WINDOW_SECONDS * SAMPLE_RATE_HZ if is_whole else len(windows[n].samples)
+            if batch and (len(batch) + 1) * size > self.batch_seconds * SAMPLE_RATE_HZ:
                 yield batch
                 batch = []
             batch.append(n)
@@ -266,10 +268,12 @@ def load(
     device: str = "cpu",
     revision: str | None = None,
     precision: Precision = "auto",
+    gpu_memory: float | None = None,
 ) -> Transcriber:
     """A transcriber of the embedded ``mini``, of a checkpoint folder, or of a hub id.
 
-    device: such as "cpu" or "cuda"; revision: of a hub id; precision: of the weights. Raises ModelError, DownloadError,
-    OptionError.
+    device: such as "cpu" or "cuda"; revision: of a hub id; precision: of the weights; gpu_memory: GiB of each card, to
+    lay a gemma over them and the host as ``diffasr info --plan`` tells. Raises ModelError, DownloadError, OptionError.
     """
-    return Transcriber(checkpoint.load(name, device=device, revision=revision, precision=precision))
+    model = checkpoint.load(name, device=device, revision=revision, precision=precision, gpu_memory=gpu_memory)
+    return Transcriber(model)

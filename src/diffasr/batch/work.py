@@ -17,6 +17,7 @@ from diffasr.formats import Format, LineShape, render
 
 if TYPE_CHECKING:
     from diffasr.diffusion.sampler import SamplingOptions
+    from diffasr.model.precision import Precision
     from diffasr.transcribe import Transcriber, Watch
     from diffasr.windows import ListenOptions
 
@@ -29,6 +30,9 @@ class Settings:
     device: str
     language: str | None
     sampling: "SamplingOptions"
+    precision: "Precision" = "auto"
+    gpu_memory: float | None = None
+    """GiB of a card: see ``diffasr.load``."""
     listen: "ListenOptions | None" = None
     formats: tuple[Format, ...] = ("txt",)
     shape: LineShape = field(default_factory=LineShape)
@@ -88,7 +92,8 @@ class Worker:
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        return load(self.settings.model, device=self.settings.device)
+        told = self.settings
+        return load(told.model, device=told.device, precision=told.precision, gpu_memory=told.gpu_memory)
 
     def do(self, task: Task, watch: "Watch | None" = None) -> Outcome:
         """Transcribe one recording unless its fingerprint is known; what goes wrong with it is in the outcome."""

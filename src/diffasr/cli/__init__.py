@@ -12,6 +12,7 @@ from typing import TypeAlias
 from diffasr import __version__
 from diffasr.cli import doctor, evaluate, importing, info, train, transcribe
 from diffasr.errors import DiffasrError, OptionError, RecipeError
+from diffasr.model.aside import kept_aside
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -32,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     """Do what the arguments say; returns the exit code. Raises DiffasrError for what cannot be done at all."""
     if args.offline:  # the hub's client reads it when it is imported, which no module has done yet
         os.environ["HF_HUB_OFFLINE"] = "1"
-    code: int = args.run(args)
+    with kept_aside():
+        code: int = args.run(args)
     return code
 
 

@@ -1,4 +1,8 @@
-"""``diffasr info``: what is inside a model, under which licences, and what memory it takes."""
+"""``diffasr info``: what is inside a model, under which licences, and what memory it takes.
+
+``26b`` is the full-size system as it would be trained; the reference's repository holds the same sizes in a file of its
+own, which is not fetched for this.
+"""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -8,16 +12,17 @@ from diffasr.errors import OptionError
 if TYPE_CHECKING:
     from diffasr.cli import Commands
     from diffasr.model.config import ModelConfig
+    from diffasr.model.plan import Row, Work
 
 
 def add(commands: "Commands") -> None:
     """The command's own arguments."""
     about = commands.add_parser("info", help="what is inside a model, and what fits a GPU")
     about.add_argument("model", nargs="?", default="mini", help="mini, 26b, a folder or a hub id (default: mini)")
-    about.add_argument("--plan", action="store_true", help="tell which precision fits (gemma models)")
+    about.add_argument("--plan", action="store_true", help="tell which precision fits; of a Whisper of any size too")
     about.add_argument("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of a card (default: %(default)g)")
     about.add_argument("--gpus", type=int, default=1, help="cards (default: %(default)s)")
-    about.add_argument("--batch", type=int, default=1, help="windows of 30 s at once (default: %(default)s)")
+    about.add_argument("--batch", type=int, default=4, help="windows of 30 s at once (default: %(default)s)")
     about.add_argument("--canvas", type=int, default=192, help="places of a canvas (default: %(default)s)")
     about.set_defaults(run=run)
 
@@ -25,13 +30,13 @@ def add(commands: "Commands") -> None:
 def run(args: argparse.Namespace) -> int:
     """Print it."""
     from diffasr.model import info
-    from diffasr.model.checkpoint import load, read_config
+    from diffasr.model.checkpoint import load
 
     try:
-        config = info.config_26b() if args.model == "26b" else read_config(args.model)
         if args.plan:
-            print(_plan(config, args))
+            print(_plan(args))
             return 0
+        config = _config(args.model)
         if config.backbone == "gemma":
             print(info.render(info.describe(config)))
         else:
@@ -42,10 +47,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(config: "ModelConfig", args: argparse.Namespace) -> str:
-    if config.backbone != "gemma":
-        raise OptionError(f"--plan is for gemma models, such as 26b; {config.name} has a {config.backbone} backbone")
-    from diffasr.model.plan import Work, plan, render
+def _config(model: str) -> "ModelConfig":
+    from diffasr.model import hub, info
+    from diffasr.model.checkpoint import read_config
+
+    return info.config_26b() if model in ("26b", hub.REFERENCE) else read_config(model)
+
+
+def _plan(args: argparse.Namespace) -> str:
+    from diffasr.model.plan import Work, render
 
     work = Work(rows=args.batch, canvas=args.canvas)
-    return render(plan(config, work), work, gpu_memory=args.gpu_memory, gpus=args.gpus)
+    return render(_rows(args.model, work), work, gpu_memory=args.gpu_memory, gpus=args.gpus)
+
+
+def _rows(model: str, work: "Work") -> "tuple[Row, ...]":
+    from diffasr.model import hub, plan_whisper
+    from diffasr.train.start import kind_of
+
+    is_published_whisper = model not in ("26b", hub.REFERENCE) and kind_of(model) == "whisper"
+    if is_published_whisper or _config(model).backbone == "whisper":
+        network, config = plan_whisper.sketch(model)
+        return plan_whisper.plan(network, config, work)
+    from diffasr.model.adapter import sketch
+    from diffasr.model.plan import plan
+
+    return plan(sketch(_config(model)), work)

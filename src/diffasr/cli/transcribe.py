@@ -46,6 +46,7 @@ def add(commands: "Commands") -> None:
                        help="first canvas (default: %(default)s)")  # fmt: skip
     speak.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
     speak.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: %(default)s)")
+    add_loading(speak)
     speak.add_argument("--watch", action="store_true", help="show the canvas settling, step by step")
     _add_output(speak)
     _add_writing(speak)
@@ -53,6 +54,18 @@ def add(commands: "Commands") -> None:
     _add_batch(speak)
     _add_aliases(speak)
     speak.set_defaults(run=run)
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """How weights are kept: what ``diffasr.load`` takes besides a device."""
+    parser.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16", "int8", "int4"), default="auto",
+        help="of the weights (default: %(default)s; int4: gemma models only)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gpu-memory", type=float, metavar="GIB",
+        help="of each card: lay a gemma model over the cards and the host, as info --plan tells",
+    )  # fmt: skip
 
 
 def _add_output(speak: argparse.ArgumentParser) -> None:
@@ -183,6 +196,8 @@ def _settings(args: argparse.Namespace) -> "Settings":
     return Settings(
         model=args.model,
         device=args.device,
+        precision=args.precision,
+        gpu_memory=args.gpu_memory,
         language=args.language,
         sampling=SamplingOptions(
             steps=args.steps,

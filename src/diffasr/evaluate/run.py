@@ -25,7 +25,7 @@ from diffasr.evaluate.folder import Folder, Row, machine_facts, peak_memory_mib,
 from diffasr.evaluate.quiet import PREFIX, quiet_set
 from diffasr.evaluate.sets import Clip, EvaluationSet, read_set
 from diffasr.evaluate.systems import EvaluationOptions, System, systems
-from diffasr.model import checkpoint
+from diffasr.model import checkpoint, hub
 from diffasr.model.network import Speech
 from diffasr.text import LANGUAGES
 from diffasr.transcribe import Transcriber, load
@@ -80,9 +80,10 @@ def evaluate(model: str | os.PathLike[str], specs: Sequence[str], options: Evalu
 
 
 def fingerprint(model: str | os.PathLike[str]) -> str:
-    """SHA-256 over the files of a checkpoint."""
+    """SHA-256 over the files of a checkpoint, or the reference's one."""
     folder, digest = checkpoint.find(model), hashlib.sha256()
-    for name in checkpoint.FILES:
+    is_ours = (folder / "model.safetensors").is_file()
+    for name in checkpoint.FILES if is_ours else (hub.REFERENCE_FILE,):
         with (folder / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -16,12 +16,14 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor, nn
 
 from diffasr.errors import ModelError
-from diffasr.model.checkpoint import Model, build_encoder, build_projector, compare, fit, read_weights
-from diffasr.model.config import EncoderConfig, GemmaConfig, ModelConfig, ProjectorConfig
+from diffasr.model.checkpoint import Model, build_encoder, build_projector, compare, ears_of, fit, read_weights
+from diffasr.model.config import GemmaConfig, ModelConfig, ProjectorConfig
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.gemma import GEMMA, GemmaNetwork, Prompt, add_lora, load_backbone, sketch_backbone
 from diffasr.model.hub import WHISPER_FILES, find
-from diffasr.model.precision import Precision, shrink_
+from diffasr.model.placement import Target, cards, place_
+from diffasr.model.plan import homes
+from diffasr.model.precision import shrink_
 from diffasr.text import END, LANGUAGES, PLAIN, PREFIX_TOKENS, START, TASK, Tokenizer
 
 WHISPER = "openai/whisper-small"
@@ -41,31 +43,33 @@ _ADAPTER = ".default"
 """What peft adds to the names of its first adapter."""
 
 
-def load(folder: Path, config: ModelConfig, *, device: torch.device, dtype: torch.dtype, precision: Precision) -> Model:
+def load(folder: Path, config: ModelConfig, target: Target) -> Model:
     """A gemma checkpoint ready for inference; its language model and its ear come from where ``config`` says.
 
     Raises ModelError, DownloadError, OptionError.
     """
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    network = assemble(config, tokenizer, dtype=dtype)
+    network = assemble(config, tokenizer, dtype=target.dtype)
     put(network, read_weights(folder / "model.safetensors"), source=str(folder))
-    return placed(network, config, tokenizer, device=device, dtype=dtype, precision=precision)
+    return placed(network, config, tokenizer, target)
 
 
-def placed(
-    network: GemmaNetwork,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    precision: Precision,
-) -> Model:
-    """A network from ``assemble`` quantised where that is asked for, frozen, and on ``device``."""
-    shrink_(network.backbone, precision, device)
+def placed(network: GemmaNetwork, config: ModelConfig, tokenizer: Tokenizer, target: Target) -> Model:
+    """A network from ``assemble`` quantised where that is asked for, frozen, and where ``target`` wants it.
+
+    Raises OptionError where it does not fit.
+    """
+    where = None if target.gpu_memory is None else homes(network, target)
+    first = target.device if where is None else cards(target.device)[0]
+    shrink_(network.backbone, target.precision, first, where)
     for part in (network.encoder, network.projector):
-        part.to(dtype=dtype)  # and not the backbone: its rotary frequencies stay float32
-    return Model(network=network.to(device).eval().requires_grad_(False), tokenizer=tokenizer, config=config)
+        part.to(dtype=target.dtype)  # and not the backbone: its rotary frequencies stay float32
+    network.eval().requires_grad_(False)
+    if where is None:
+        network.to(first)
+    else:
+        place_(network, first, where)
+    return Model(network=network, tokenizer=tokenizer, config=config)
 
 
 def assemble(config: ModelConfig, tokenizer: Tokenizer, *, dtype: torch.dtype) -> GemmaNetwork:
@@ -159,11 +163,6 @@ def plan_adapter(
     """Config and tokenizer of an adapter; of the repositories only small files are read."""
     tokenizer = rename(find(source, files=("tokenizer.json",)) / "tokenizer.json")
     sizes: dict[str, Any] = json.loads((find(whisper, files=("config.json",)) / "config.json").read_text("utf-8"))
-    encoder = EncoderConfig(
-        mels=sizes["num_mel_bins"], width=sizes["d_model"], heads=sizes["encoder_attention_heads"],
-        layers=sizes["encoder_layers"], hidden=sizes["encoder_ffn_dim"], positions=sizes["max_source_positions"],
-        mode="whole",
-    )  # fmt: skip
     gemma = GemmaConfig(
         source=os.fspath(source),
         whisper=os.fspath(whisper),
@@ -173,7 +172,7 @@ def plan_adapter(
         rank=rank,
         alpha=2 * rank if alpha is None else alpha,
     )
-    return ModelConfig(name=name, encoder=encoder, projector=projector, decoder=gemma), tokenizer
+    return ModelConfig(name=name, encoder=ears_of(sizes, "whole"), projector=projector, decoder=gemma), tokenizer
 
 
 def language_tokens(tokenizer: Tokenizer) -> Sequence[int]:

@@ -22,6 +22,7 @@ from diffasr.errors import ModelError, OptionError
 from diffasr.model import hub, quantised
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffasr.model.encoder import WhisperEncoder
+from diffasr.model.placement import Target, cards
 from diffasr.model.precision import Precision
 from diffasr.model.projector import Projector
 from diffasr.model.quantised import quantise
@@ -89,28 +90,38 @@ def build_projector(config: ModelConfig, width: int) -> Projector:
 
 
 def load(
-    name: str | os.PathLike[str], *, device: str = "cpu", revision: str | None = None, precision: Precision = "full"
+    name: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    revision: str | None = None,
+    precision: Precision = "full",
+    gpu_memory: float | None = None,
 ) -> Model:
     """Load a checkpoint for inference or as the start of a training.
 
     name: "mini", a folder, a hub id, or the reference's .pt file. precision: see Precision; int4 is for gemma.
+    gpu_memory: GiB of each card, to lay a gemma over all cards and, where these are too small, the host.
     Raises ModelError, DownloadError, OptionError.
     """
     try:
-        target = torch.empty(0, device=device).device
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch knows the name but not the hardware, or neither
         raise OptionError(f"device {device!r} can't be used here: {str(error).splitlines()[0]}; try cpu") from error
-    dtype = dtype_of(precision, target)
+    place = torch.device(device)
+    if gpu_memory is not None:
+        cards(place)  # so that 49 GB are not read in vain
+    target = Target(device=place, dtype=dtype_of(precision, place), precision=precision, gpu_memory=gpu_memory)
     if Path(name).suffix == ".pt":
-        return _gemma_part("reference").load(Path(name), device=target, dtype=dtype, precision=precision)
+        return _gemma_part("reference").load(Path(name), target)
     folder = find(name, revision=revision)
     if not (folder / "model.safetensors").is_file():
-        file = folder / hub.REFERENCE_FILE
-        return _gemma_part("reference").load(file, device=target, dtype=dtype, precision=precision)
+        return _gemma_part("reference").load(folder / hub.REFERENCE_FILE, target)
     config = ModelConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
     if config.backbone == "gemma":
-        return _gemma_part("adapter").load(folder, config, device=target, dtype=dtype, precision=precision)
-    is_int8 = quantised.is_chosen(precision, target)
+        return _gemma_part("adapter").load(folder, config, target)
+    if gpu_memory is not None:
+        raise OptionError(f"gpu_memory lays a gemma over cards; {config.name} has a whisper backbone: leave it out")
+    is_int8 = quantised.is_chosen(precision, place)
     tokenizer = Tokenizer.load(folder / "tokenizer.json", letters=config.projector.letters)
     with torch.device("meta"):
         network = build(config, tokenizer)
@@ -120,7 +131,7 @@ def load(
     if is_int8:
         quantised.put_(network, stored)
     fit(network, floats(stored), source=str(folder))
-    network.to(device=target, dtype=dtype)
+    network.to(device=place, dtype=target.dtype)
     return Model(network=network.eval().requires_grad_(False), tokenizer=tokenizer, config=config)
 
 
@@ -248,16 +259,7 @@ def from_whisper(
     """
     folder = find(whisper, files=hub.WHISPER_FILES)
     sizes: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    encoder = EncoderConfig(
-        mels=sizes["num_mel_bins"], width=sizes["d_model"], heads=sizes["encoder_attention_heads"],
-        layers=sizes["encoder_layers"], hidden=sizes["encoder_ffn_dim"], positions=sizes["max_source_positions"],
-        mode=mode,
-    )  # fmt: skip
-    decoder = DecoderConfig(
-        vocabulary=tokenizer.size, width=sizes["d_model"], heads=sizes["decoder_attention_heads"],
-        layers=sizes["decoder_layers"], hidden=sizes["decoder_ffn_dim"], positions=sizes["max_target_positions"],
-    )  # fmt: skip
-    config = ModelConfig(name=name, encoder=encoder, decoder=decoder, projector=projector)
+    config = whisper_config(sizes, tokenizer, name=name, mode=mode, projector=projector)
     network = build(config, tokenizer)
     stored = {k.removeprefix("model."): v.float() for k, v in load_file(folder / "model.safetensors").items()}
     stored.pop("proj_out.weight", None)  # tied to the embedding
@@ -272,6 +274,31 @@ def from_whisper(
         fresh[f"projector.out_norm.{kind}"] = stored[f"decoder.layer_norm.{kind}"].clone()
     fit(network, stored | fresh, source=str(folder))
     return Model(network=network, tokenizer=tokenizer, config=config)
+
+
+def whisper_config(
+    sizes: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    mode: Literal["natural", "padded"] = "natural",
+    projector: ProjectorConfig = PROJECTOR,
+) -> ModelConfig:
+    """What a Whisper becomes. sizes: its config.json."""
+    decoder = DecoderConfig(
+        vocabulary=tokenizer.size, width=sizes["d_model"], heads=sizes["decoder_attention_heads"],
+        layers=sizes["decoder_layers"], hidden=sizes["decoder_ffn_dim"], positions=sizes["max_target_positions"],
+    )  # fmt: skip
+    return ModelConfig(name=name, encoder=ears_of(sizes, mode), decoder=decoder, projector=projector)
+
+
+def ears_of(sizes: Mapping[str, Any], mode: Literal["natural", "padded", "whole"]) -> EncoderConfig:
+    """The encoder of a Whisper whose config.json is ``sizes``."""
+    return EncoderConfig(
+        mels=sizes["num_mel_bins"], width=sizes["d_model"], heads=sizes["encoder_attention_heads"],
+        layers=sizes["encoder_layers"], hidden=sizes["encoder_ffn_dim"], positions=sizes["max_source_positions"],
+        mode=mode,
+    )  # fmt: skip
 
 
 def start_rows(table: Tensor, rows: list[list[int]]) -> Tensor:

@@ -4,7 +4,7 @@ Its encoder stack reads the prompt causally and fills a key/value cache; its dec
 canvas, each place seeing all. The two stacks share their weights, not their LoRA. Audio tokens take the place of
 embedded prompt tokens. Their embedding is scaled by the square root of the width; audio tokens are not, so the
 projector learns that scale itself.
-Source: ``transformers.models.diffusion_gemma`` 5.23.0; the sizes of the 26 B system are in docs/design.md section 2.
+Source: ``transformers.models.diffusion_gemma`` 5.24.0; the sizes of the 26 B system are in docs/design.md section 2.
 """
 
 import copy
@@ -215,7 +215,8 @@ class GemmaNetwork(nn.Module):
         chosen = _branch(memory.keys_values)
         layers: list[Any] = chosen.layers  # full and sliding ones, all of them filled by prefill
         for layer in layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+            mine = rows.to(layer.keys.device)  # which need not be where the rows are: placement.py
+            layer.keys, layer.values = layer.keys[mine], layer.values[mine]
         return Cache(
             audio=cache.audio[rows],
             slots=cache.slots[rows],
@@ -268,7 +269,7 @@ class GemmaNetwork(nn.Module):
         places = torch.arange(canvas.shape[1], device=canvas.device)  # (L,)
         out = self.backbone(
             decoder_input_ids=canvas,
-            past_key_values=memory.keys_values,
+            cache=memory.keys_values,
             self_conditioning_logits=previous,
             decoder_attention_mask=torch.cat((memory.real, places < lengths[:, None]), dim=1),  # (B, P + L)
             decoder_position_ids=memory.real.sum(1)[:, None] + places,  # a row's canvas follows its own prompt
@@ -322,7 +323,7 @@ class GemmaNetwork(nn.Module):
         """Append (B, U, D) to ``keys_values``, causally: (B, U, D) normed. ``real`` covers all that is then there."""
         positions = (real.cumsum(1) - 1).clamp_min(0)[:, -embedded.shape[1] :]
         out = self.backbone.model.encoder(
-            inputs_embeds=embedded, attention_mask=real, position_ids=positions, past_key_values=keys_values
+            inputs_embeds=embedded, attention_mask=real, position_ids=positions, cache=keys_values
         )
         hidden: Tensor = out.last_hidden_state
         return hidden

@@ -13,6 +13,8 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json")
 """Of a checkpoint."""
 WHISPER_FILES = ("config.json", "model.safetensors")
 LANGUAGE_MODEL_FILES = ("*.json", "*.safetensors")
+REFERENCE = "interfaze-ai/diffusion-gemma-asr-small"
+"""Hub id of the reference, whose adapter was trained by others."""
 REFERENCE_FILE = "diffusion_asr_small.pt"
 """What the reference's repository holds in place of our three files."""
 CARDS = ("README.md", "MODEL_CARD.md")

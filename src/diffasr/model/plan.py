@@ -2,7 +2,7 @@
 
 Weights are counted on the meta device. The rest is counted from shapes: the key/value cache with CTC's logits, and the
 largest moment of a call, which is either in the experts of a layer or where logits are made. Source of the latter: the
-order of tensors in ``transformers`` 5.23.0 (DiffusionGemma's layers, experts by grouped_mm); with quantised experts,
+order of tensors in ``transformers`` 5.24.0 (DiffusionGemma's layers, experts by grouped_mm); with quantised experts,
 which run one by one, it is an upper bound.
 """
 
@@ -10,15 +10,17 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from diffasr.errors import OptionError
-from diffasr.model.adapter import sketch
-from diffasr.model.config import ModelConfig
+from diffasr.model.placement import HOST, Target, cards
 from diffasr.model.precision import MATRICES, Precision, stored_bytes
+
+if TYPE_CHECKING:
+    from diffasr.model.gemma import GemmaNetwork
 
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "int8", "int4")
 GIB = 2**30
@@ -34,8 +36,8 @@ _FLOAT = 4
 class Work:
     """What is done at once."""
 
-    rows: int = 1
-    """Windows in a batch."""
+    rows: int = 4
+    """Windows in a batch: as many as a Transcriber decodes together, unless told otherwise."""
     canvas: int = 192
     frames: int = 1500
     """Of a window."""
@@ -53,7 +55,7 @@ class Weights:
     fixed: int
     """Embedding, self-conditioning, projector and ear."""
     layers: tuple[int, ...]
-    """Of each layer, both stacks and their LoRA."""
+    """Of each layer that may stand elsewhere: both stacks of a gemma and their LoRA; a whisper has none."""
 
     @property
     def total(self) -> int:
@@ -134,9 +136,8 @@ def _experts_bytes(text: Any, places: int, plain: int) -> int:
     return int(plain * (7 * places * width + chosen * max(4 * width, width + 4 * inner)))
 
 
-def plan(config: ModelConfig, work: Work) -> tuple[Row, ...]:
-    """A row for each of PRECISIONS; nothing is fetched but the config of a language model that is not the 26 B one."""
-    network = sketch(config)
+def plan(network: "GemmaNetwork", work: Work) -> tuple[Row, ...]:
+    """A row for each of PRECISIONS. Of the network only shapes are read: one on the meta device will do."""
     text = network.backbone.config.get_text_config()
     slots = int(network.projector.slots(torch.tensor(work.frames)))
     prompt = len(network.before) + slots + len(network.after) + 1
@@ -172,16 +173,45 @@ def spread(row: Row, gpu_memory: float, gpus: int) -> list[int] | None:
 
 
 def offloaded(row: Row, gpu_memory: float) -> int | None:
-    """The least number of layers that must stay in the host's memory for one card to do; None where none helps.
+    """The least number of layers, the last ones, that must stay on the host for one card to do; None: none helps.
 
-    One layer more than fits has to pass through the card, so room for one is kept.
+    One layer more than fits has to pass through the card, so room for the largest is kept.
     """
-    layers = sorted(row.weights.layers, reverse=True)
+    layers = row.weights.layers
     room = (gpu_memory - RESERVE) * GIB - row.weights.fixed - row.beside
     if sum(layers) <= room:
         return 0
-    kept = next((n for n in range(len(layers), -1, -1) if sum(layers[:n]) + layers[0] <= room), None)
+    kept = next((n for n in range(len(layers), -1, -1) if sum(layers[:n]) + max(layers, default=0) <= room), None)
     return None if kept is None else len(layers) - kept
+
+
+def homes(network: "GemmaNetwork", target: Target, work: Work | None = None) -> list[torch.device]:
+    """Where each layer of a network that is still whole goes: what ``verdict`` says of the same numbers.
+
+    Raises OptionError for a target that the plan knows nothing of, or where nothing fits.
+    """
+    precision = "bfloat16" if target.precision in ("auto", "full") else target.precision
+    row = next((row for row in plan(network, work or Work()) if row.precision == precision), None)
+    if row is None or target.gpu_memory is None:
+        raise OptionError(f"gpu_memory goes with {', '.join(PRECISIONS)}, not with {precision}")
+    check(target.gpu_memory, 1)
+    there = cards(target.device)
+    taken = spread(row, target.gpu_memory, len(there))
+    if taken is not None:
+        return [card for card, count in zip(there, taken, strict=True) for _ in range(count)]
+    away = offloaded(row, target.gpu_memory)
+    if away is None:
+        raise OptionError(
+            f"{precision} needs {row.total / GIB:.1f} GiB, and {target.gpu_memory:g} are too little for what can't be "
+            "offloaded: take int8 or int4, or a larger card"
+        )
+    return [there[0]] * (len(row.weights.layers) - away) + [HOST] * away
+
+
+def check(gpu_memory: float, gpus: int) -> None:
+    """Raise OptionError for cards that are none."""
+    if gpu_memory <= RESERVE or gpus < 1:
+        raise OptionError(f"a plan needs more than {RESERVE:g} GiB and 1 card at least, got {gpu_memory:g} and {gpus}")
 
 
 def verdict(row: Row, gpu_memory: float, gpus: int) -> str:
@@ -192,18 +222,17 @@ def verdict(row: Row, gpu_memory: float, gpus: int) -> str:
         for count in taken:
             ends.append(ends[-1] + count)
         ranges = [f"{a}-{b - 1}" if b > a else "none" for a, b in pairwise(ends)]
-        return "fits" if gpus == 1 else "fits, layers " + " | ".join(ranges)
+        return "fits" if gpus == 1 or not row.weights.layers else "fits, layers " + " | ".join(ranges)
     away = offloaded(row, gpu_memory)
     if away is None:
-        return "too large, offloaded too"
-    moved = sum(sorted(row.weights.layers)[-away:]) / GIB
+        return "too large, offloaded too" if row.weights.layers else "too large"
+    moved = sum(row.weights.layers[-away:]) / GIB
     return f"too large; fits one card with {away} layers on the host, {moved:.1f} GiB over the bus a step"
 
 
 def render(rows: tuple[Row, ...], work: Work, *, gpu_memory: float, gpus: int = 1) -> str:
     """The table as text. gpu_memory: GiB of each card."""
-    if gpu_memory <= RESERVE or gpus < 1:
-        raise OptionError(f"a plan needs more than {RESERVE:g} GiB and 1 card at least, got {gpu_memory:g} and {gpus}")
+    check(gpu_memory, gpus)
     titles = ("weights", "cache", "logits", "layers", "all")
     lines = [
         f"{gpus} x {gpu_memory:g} GiB, windows at once: {work.rows}, canvas: {work.canvas}; GiB at the largest moment",
@@ -213,9 +242,13 @@ def render(rows: tuple[Row, ...], work: Work, *, gpu_memory: float, gpus: int = 
         sizes = (row.weights.total, row.cache, row.logits, row.activations, row.total)
         cells = "".join(f"{size / GIB:>10.2f}" for size in sizes)
         lines.append(f"{row.precision:<10}{cells}  {verdict(row, gpu_memory, gpus)}")
+    lines.append(f"logits and layers are largest at different moments; {RESERVE:g} GiB a card is kept free (assumed)")
+    if not rows[0].weights.layers:
+        return "\n".join(
+            [*lines, "a whisper model stands on one card, or on the CPU. None of it was measured on a GPU"]
+        )
     lines += [
-        f"logits and layers are largest at different moments; {RESERVE:g} GiB a card is kept free (assumed)",
-        "loading needs room for the bfloat16 weights in the host's memory and puts all layers on one card; of other",
-        "ways this is the arithmetic, for accelerate's device_map. None of it was measured on a GPU",
+        "load(…, device='cuda', gpu_memory=…) and transcribe --gpu-memory do this; loading needs room for the bfloat16",
+        "weights in the host's memory. None of it was measured on a GPU",
     ]
     return "\n".join(lines)

@@ -5,13 +5,14 @@ Both run on CPUs and on CUDA. Embedding, head, router, norms, LoRA, projector an
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffasr.errors import OptionError
+from diffasr.model.aside import let_in
 
 Precision = Literal["auto", "full", "float32", "bfloat16", "int8", "int4"]
 """full: float32 on the CPU, bfloat16 on anything else; what training and export need. auto: the same, but a whisper
@@ -22,6 +23,8 @@ MATRICES = re.compile(
     r"\.(self_attn\.[qkvo]_proj(\.base_layer)?|(mlp|self_conditioning)\.(gate|up|down)_proj)(\.weight)?$"
 )
 """Modules, or weights, that are linear layers to be quantised; experts come on top."""
+LAYER = re.compile(r"\blayers\.(?P<number>\d+)(\.|$)")
+"""Which layer a module of the backbone belongs to."""
 BLOCK = 64
 """Numbers that share one NF4 scale."""
 
@@ -48,10 +51,13 @@ class SplitExperts(nn.Module):
         return out  # (N, D)
 
 
-def shrink_(backbone: nn.Module, precision: Precision, device: torch.device) -> None:
+def shrink_(
+    backbone: nn.Module, precision: Precision, device: torch.device, homes: Sequence[torch.device] | None = None
+) -> None:
     """Quantise a DiffusionGemma, with LoRA or without, one matrix after another on ``device``; others stay put.
 
-    What both stacks share they share afterwards. Raises OptionError where the library is missing.
+    homes: where a layer's matrices go afterwards; None: they stay there. What both stacks share they share afterwards.
+    Raises OptionError where the library is missing.
     """
     match precision:
         case "int8":
@@ -70,11 +76,14 @@ def shrink_(backbone: nn.Module, precision: Precision, device: torch.device) -> 
             continue
         weight = module.gate_up_proj if is_expert else module.weight
         if id(weight) not in done:
-            done[id(weight)] = SplitExperts(module, convert) if is_expert else convert(weight)
+            made = SplitExperts(module, convert) if is_expert else convert(weight)
+            layer = LAYER.search(name)
+            done[id(weight)] = made if homes is None or layer is None else made.to(homes[int(layer["number"])])
         backbone.set_submodule(name, done[id(weight)])
 
 
 def _int8(device: torch.device) -> _Convert:
+    let_in("torchao")
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
@@ -89,6 +98,7 @@ def _int8(device: torch.device) -> _Convert:
 
 
 def _int4(device: torch.device) -> _Convert:
+    let_in("bitsandbytes")
     try:
         from bitsandbytes.nn.modules import Linear4bit, Params4bit
     except ImportError as error:

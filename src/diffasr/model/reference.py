@@ -21,7 +21,7 @@ from diffasr.model import adapter
 from diffasr.model.checkpoint import Model, compare
 from diffasr.model.config import GemmaConfig, ModelConfig, ProjectorConfig
 from diffasr.model.gemma import GEMMA
-from diffasr.model.precision import Precision
+from diffasr.model.placement import Target
 from diffasr.text import Tokenizer
 
 NAME = "diffusion-gemma-asr-small"
@@ -42,12 +42,12 @@ class Found:
     """Which of its tensors became what."""
 
 
-def load(file: Path, *, device: torch.device, dtype: torch.dtype, precision: Precision) -> Model:
+def load(file: Path, target: Target) -> Model:
     """The file as a model for inference, on the published language model and ear."""
     config, tokenizer, found = convert(file)
-    network = adapter.assemble(config, tokenizer, dtype=dtype)
+    network = adapter.assemble(config, tokenizer, dtype=target.dtype)
     adapter.put(network, found.weights, source=str(file))
-    return adapter.placed(network, config, tokenizer, device=device, dtype=dtype, precision=precision)
+    return adapter.placed(network, config, tokenizer, target)
 
 
 def convert(

@@ -14,7 +14,8 @@ from diffasr.errors import ModelError
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import Model
 from diffasr.model.hub import WHISPER_FILES, find
-from diffasr.model.precision import Precision, shrink_
+from diffasr.model.placement import Target
+from diffasr.model.precision import Precision
 from diffasr.text import Tokenizer
 
 ENGLISH_ONLY = 51_864
@@ -68,12 +69,8 @@ def _from_gemma(name: str, device: torch.device, precision: Precision) -> Model:
     from diffasr.model import adapter
 
     config, tokenizer = adapter.plan_adapter(name, adapter.WHISPER, name=Path(name).name)
-    dtype = checkpoint.dtype_of(precision, device)
-    network = adapter.assemble(config, tokenizer, dtype=dtype)
-    shrink_(network.backbone, precision, device)
-    for part in (network.encoder, network.projector):
-        part.to(dtype=dtype)
-    return Model(network=network.to(device).eval().requires_grad_(False), tokenizer=tokenizer, config=config)
+    target = Target(device=device, dtype=checkpoint.dtype_of(precision, device), precision=precision)
+    return adapter.placed(adapter.assemble(config, tokenizer, dtype=target.dtype), config, tokenizer, target)
 
 
 def _on(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
