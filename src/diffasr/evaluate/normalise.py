@@ -19,7 +19,7 @@ from diffasr.errors import OptionError
 
 NORMALISERS: tuple[str, ...] = ("basic", "whisper", "leaderboard", "none", "cased")
 _ALIKE = str.maketrans(
-    dict.fromkeys("’`", "'") | dict.fromkeys("“”„«»", '"') | dict.fromkeys("–—‑", "-") | {"。": ".", "、": ","}
+    dict.fromkeys("’`", "'") | dict.fromkeys("“”„«»", '"') | dict.fromkeys("–—‐", "-") | {"。": ".", "、": ","}
 )
 
 
