@@ -67,9 +67,18 @@ NONE = [
     ("hi", f"{QA}लम, १२।", f"{KA}{NUKTA}लम, १२।"),
     ("zh", "臺灣的電腦 １２３。", "臺灣的電腦 １２３。"),
 ]
+CASED = [
+    ("en", " “Don’t stop” —  he\nsaid… ", '"Don\'t stop" - he said...'),
+    ("en", "A `b´ C", "A 'b' C"),
+    ("de", "„Größe“, U‑Bahn – ja!", '"Größe", U-Bahn - ja!'),
+    ("fr", "« Où est-il ? » L’été !", '" Où est-il? " L\'été!'),
+    ("es", "¿Qué tal, Señor ?", "¿Qué tal, Señor?"),
+    ("hi", f"{QA}लम\u200d, १२ ।", f"{KA}{NUKTA}लम, १२ ।"),
+    ("zh", "臺灣的 電腦，iPhone？好！是。", "台湾的电脑,iPhone?好!是."),
+]
 CASES = [
     (name, *case)
-    for name, cases in zip(NORMALISERS, (BASIC, WHISPER, LEADERBOARD, NONE), strict=True)
+    for name, cases in zip(NORMALISERS, (BASIC, WHISPER, LEADERBOARD, NONE, CASED), strict=True)
     for case in cases
 ]
 
@@ -79,7 +88,7 @@ def test_forms_written_by_hand(name: str, language: str, text: str, expected: st
     assert normalise(text, language, name) == expected
 
 
-def test_by_hand_means_all_six_languages_by_all_four() -> None:
+def test_by_hand_means_all_six_languages_by_all_five() -> None:
     assert {(name, language) for name, language, *_ in CASES} == {(n, code) for n in NORMALISERS for code in LANGUAGES}
 
 
@@ -94,6 +103,15 @@ def test_basic_forms_are_stable_and_plain(language: str, data: st.DataObject) ->
     assert once == once.lower().strip()
     assert "  " not in once
     assert all(char == " " or unicodedata.category(char)[0] in "LMN" for char in once)
+
+
+@given(st.sampled_from(list(LANGUAGES)), st.data())
+def test_cased_keeps_what_basic_drops_and_changes_nothing_else(language: str, data: st.DataObject) -> None:
+    text = data.draw(st.text(SENTENCES[language] + " .,!?'’“”–。，"))
+    once = normalise(text, language, "cased")
+    assert normalise(once, language, "cased") == once
+    assert normalise(once, language) == normalise(text, language)
+    assert language == "zh" or sum(map(str.isupper, once)) == sum(map(str.isupper, text))
 
 
 @given(st.sampled_from(NORMALISERS), st.sampled_from([*LANGUAGES, "it"]), st.text(max_size=20))
@@ -111,7 +129,7 @@ def test_hindi_marks_survive_all_but_whisper(text: str) -> None:
         return sum(unicodedata.category(char)[0] == "M" for char in form)
 
     whole = marks(unicodedata.normalize("NFC", text))
-    assert [marks(normalise(text, "hi", name)) for name in NORMALISERS] == [whole, 0, whole, whole]
+    assert [marks(normalise(text, "hi", name)) for name in NORMALISERS] == [whole, 0, whole, whole, whole]
 
 
 def test_an_unknown_name_lists_the_known() -> None:

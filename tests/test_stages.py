@@ -101,6 +101,9 @@ def test_no_recipe(tmp_path: Path) -> None:
         ({"warmup": -1}, "warmup"),
         ({"slack": -1}, "slack"),
         ({"lora_rank": 0}, "lora_rank"),
+        ({"encoder_layers": 0}, "encoder_layers"),
+        ({"distil": -0.5}, "loss weights"),
+        ({"teaches": ("en", "xx")}, "teaches names"),
         ({"clip": 0.0}, "clip"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"ctc_extra": -1}, "ctc_extra"),
@@ -111,7 +114,8 @@ def test_no_recipe(tmp_path: Path) -> None:
             ({name: value}, f"{name} is a share")
             for name in (
                 "ar_share", "full_share", "draft_share", "draft_noise", "hint_drop", "audio_drop", "dropout", "mask",
-                "conditioned_share", "unroll_share", "final_rate", "ema",
+                "conditioned_share", "unroll_share", "final_rate", "ema", "ar_draft", "drift", "diffusion_share",
+                "smoothing",
             )
             for value in (-0.1, 1.1, float("nan"))
         ),

