@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import random_speech
 
-from diffasr.decode import ar_texts, ctc_texts, decode
+from diffasr.comparisons import ar_texts, ctc_texts
+from diffasr.decode import decode
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.evaluate.clock import Clock
 from diffasr.model.checkpoint import Model

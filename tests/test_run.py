@@ -17,7 +17,7 @@ import soundfile
 import torch
 
 from diffasr.audio import SAMPLE_RATE_HZ, Samples
-from diffasr.decode import ctc_texts
+from diffasr.comparisons import ctc_texts
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.evaluate import run

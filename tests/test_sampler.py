@@ -16,6 +16,7 @@ from diffasr.diffusion import sampler
 from diffasr.diffusion.sampler import (
     Draft,
     SamplingOptions,
+    Step,
     closed,
     fresh_rows,
     sample,
@@ -24,7 +25,7 @@ from diffasr.diffusion.sampler import (
 from diffasr.errors import OptionError
 
 WholeDenoise = Callable[[Tensor, Tensor | None], Tensor]
-WholeRenew = Callable[[Tensor, Tensor, Tensor], Tensor]
+WholeRenew = Callable[[Tensor, Tensor], Tensor]
 V = 12
 NO_END = -1
 LENGTHS = torch.tensor([9, 4, 7])
@@ -76,9 +77,9 @@ def run(
         assert [len(rows), canvas.shape[1]] == [len(canvas), whole[1]]
         return denoise(spread(canvas, rows), None if previous is None else spread(previous, rows))[rows]
 
-    def anew(drawn: Tensor, probability: Tensor, accepted: Tensor, rows: Tensor) -> Tensor:
+    def anew(step: Step) -> Tensor:
         assert renew is not None
-        return renew(*(spread(part, rows) for part in (drawn, probability, accepted)))[rows]
+        return renew(spread(step.drawn, step.rows), spread(step.accepted, step.rows))[step.rows]
 
     made = SamplingOptions(**options)  # type: ignore[arg-type]
     return list(sample(some, canvas, lengths, made, end=end, renew=None if renew is None else anew))
@@ -213,7 +214,8 @@ def test_every_option_changes_something(name: str) -> None:
 
 
 def test_no_option_is_forgotten() -> None:
-    elsewhere = {"start", "seed_noise", "ctc_weight", "confidence", "votes"}  # test_decode.py
+    elsewhere = {"start", "seed_noise", "ctc_weight", "votes"}  # test_decode.py
+    elsewhere |= {"confidence", "joint_weight"}  # test_joint.py
     elsewhere |= {"threshold", "position_bias"}  # test_acceptance.py
     elsewhere |= {"guidance", "merge", "alternatives"}  # test_asking.py, test_ballots.py
     assert {f.name for f in fields(SamplingOptions)} == CHANGES.keys() | elsewhere
@@ -229,6 +231,8 @@ def test_no_option_is_forgotten() -> None:
         ("alternatives", 2),
         ("alternatives", -1),
         ("confidence", -0.1),
+        ("confidence", 1.1),
+        ("joint_weight", -1.0),
         ("accept", "some"),
         ("seed_noise", -0.1),
         ("seed_noise", 1.1),
@@ -356,11 +360,9 @@ def test_renew_is_asked_for_what_was_not_accepted(accept: str, monkeypatch: pyte
         previous.append(before)
         return plain(canvas, before)
 
-    def renew(drawn: Tensor, probability: Tensor, accepted: Tensor) -> Tensor:
+    def renew(drawn: Tensor, accepted: Tensor) -> Tensor:
         fresh = noise(seed=100 + len(asked))
         asked.append((drawn.clone(), accepted.clone(), fresh))
-        logits = plain(seen[-1], previous[-1])
-        assert torch.allclose(probability, logits.float().softmax(-1).gather(2, drawn[..., None])[..., 0], atol=1e-5)
         return fresh
 
     drafts = run(denoise, noise(), steps=4, accept=accept, renew=renew, stop_entropy=0.0, self_conditioning=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import random_model, write_store
 
-from diffasr.decode import ctc_texts, decode
+from diffasr.comparisons import ctc_texts
+from diffasr.decode import decode
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.evaluate.score import error_rates
 from diffasr.evaluate.store import Decoder, score_store

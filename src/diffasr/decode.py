@@ -11,10 +11,12 @@ from torch import Tensor
 
 from diffasr.asking import Asking
 from diffasr.ballots import alternatives, ballot_paths
+from diffasr.comparisons import joint_rows
 from diffasr.confidence import judged
 from diffasr.diffusion import ctc, vote
 from diffasr.diffusion.corrupt import corrupt
-from diffasr.diffusion.sampler import Draft, SamplingOptions, closed, fresh_rows, sample
+from diffasr.diffusion.sampler import Draft, Renew, SamplingOptions, Step, closed, fresh_rows, sample
+from diffasr.errors import OptionError
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache, Speech
 from diffasr.text import LANGUAGES, Tokenizer
@@ -43,34 +45,6 @@ class Decoded:
     """See Segment."""
 
 
-def ctc_texts(model: Model, speech: Speech) -> list[str]:
-    """CTC's best path of each row as text, without any denoising."""
-    tokenizer = model.tokenizer
-    logits = model.network.ctc_logits(speech)
-    paths = ctc.best_paths(logits, model.network.slots(speech), blank=tokenizer.blank)
-    return [tokenizer.decode(tokenizer.alphabet[label] for label in path.tokens) for path in paths]
-
-
-@torch.inference_mode()
-def ar_texts(model: Model, speech: Speech, languages: Tensor | None, *, most: int = 160) -> list[str]:
-    """Each row written token by token with the causal mask on, greedily, at most ``most`` tokens: the comparison.
-
-    Keys and values of the text so far are kept.
-    """
-    device = speech.frames.device
-    cache = model.network.prefill(speech, None if languages is None else languages.to(device))
-    tokens = torch.empty(len(cache.slots), 0, dtype=torch.long, device=device)
-    ended = torch.zeros(len(tokens), dtype=torch.bool, device=device)
-    read, new = model.network.ar_reader(cache), tokens
-    while tokens.shape[1] < most and not bool(ended.all()):
-        best = read(new).argmax(-1)  # (B,)
-        best = torch.where(ended, model.tokenizer.end, best)
-        new = best[:, None]
-        tokens = torch.cat((tokens, new), dim=1)
-        ended |= best == model.tokenizer.end
-    return [model.tokenizer.decode(row) for row in tokens.tolist()]
-
-
 @torch.inference_mode()
 def decode(
     model: Model,
@@ -84,6 +58,7 @@ def decode(
     languages: (B,) indices into LANGUAGES, -1 where the model must find out; None: it must for all. A row whose text
     does not end inside its canvas is written again on the next larger one. A row in which CTC hears nothing is empty.
     """
+    options = _resolved(model, options)
     cache = model.network.prefill(speech, None if languages is None else languages.to(speech.frames.device))
     votes, rows = options.votes, len(cache.slots)
     if votes > 1:  # one prefill, several canvases
@@ -196,24 +171,53 @@ def denoise_steps(
     def denoise(noisy: Tensor, previous: Tensor | None, rows: Tensor) -> Tensor:
         return ask(noisy, previous, rows, hints)
 
-    drafts = [_Rest(list(path.tokens), path.slots) for path in paths]
+    drafts = [_Rest(path.tokens, path.slots) for path in paths]
 
-    def renew(drawn: Tensor, probability: Tensor, accepted: Tensor, rows: Tensor) -> Tensor:
-        """Go on with what CTC heard behind the accepted text, as far as the model agrees, and move the hints along."""
-        fresh, moved = closed(drawn, end), hints.cpu()
-        for place, row in enumerate(rows.tolist()):
-            count, size, rest = int(accepted[place].sum()), int(lengths[row]), drafts[row]
-            written = drawn[place, :count].tolist()
+    def renew(step: Step) -> Tensor:
+        """Go on with what CTC heard behind the accepted text, and move the hints along."""
+        fresh, moved = closed(step.drawn, end), hints.cpu()
+        for place, row in enumerate(step.rows.tolist()):
+            count, size = int(step.accepted[place].sum()), int(lengths[row])
+            written = step.drawn[place, :count].tolist()
             if count < size and end not in written:
-                rest.correct(drawn[place], probability[place] > options.confidence, count, end=end)
-                fresh[place], moved[row] = rest.behind(written, canvas.shape[1], model.tokenizer)
+                fresh[place], moved[row] = drafts[row].behind(written, canvas.shape[1], model.tokenizer)
         hints.copy_(moved)
         return fresh
 
-    yield from sample(
-        denoise, canvas, lengths, options, end=end,
-        renew=renew if options.accept == "prefix" and options.start != "noise" else None,
-    )  # fmt: skip
+    match options.accept:
+        case "joint":
+            hints.fill_(-1)  # they would have to move with every word
+            yield from sample(denoise, canvas, lengths, options, end=end, renew=_joint(model, cache, lengths, options))
+        case "prefix" if options.start != "noise":
+            yield from sample(denoise, canvas, lengths, options, end=end, renew=renew)
+        case _:
+            yield from sample(denoise, canvas, lengths, options, end=end)
+
+
+def _resolved(model: Model, options: SamplingOptions) -> SamplingOptions:
+    """``options`` without ``auto``; raises OptionError for joint writing where it can't be."""
+    spells = model.tokenizer.spelling is not None
+    if options.accept == "joint" and not spells:
+        raise OptionError(f"accept='joint' needs CTC with short labels, which {model.config.name} has not: use prefix")
+    if options.accept == "joint" and options.start == "noise":
+        raise OptionError("accept='joint' writes CTC's text anew: it can't start from noise")
+    if options.accept != "auto":
+        return options
+    return replace(options, accept="joint" if spells and options.start != "noise" else "prefix")
+
+
+def _joint(model: Model, cache: Cache, lengths: Tensor, options: SamplingOptions) -> Renew:
+    """CTC and the denoiser write each row's canvas together; what CTC knows of the row is kept from step to step."""
+    rows = joint_rows(model, cache, weight=options.joint_weight, confidence=options.confidence)
+
+    def renew(step: Step) -> Tensor:
+        fresh = torch.full_like(step.canvas, model.tokenizer.end)
+        for place, row in enumerate(step.rows.tolist()):
+            size = int(lengths[row])
+            fresh[place, :size] = rows[row].rewritten(step.canvas[place, :size], step.logits[place, :size])
+        return fresh
+
+    return renew
 
 
 @dataclass
@@ -222,19 +226,10 @@ class _Rest:
 
     tokens: list[int]
     slots: list[int]
-    shift: int = 0
-    """From a place of the canvas to its token, behind what was accepted."""
-
-    def correct(self, drawn: Tensor, is_sure: Tensor, count: int, *, end: int) -> None:
-        """Take over what the model says of places from ``count`` on, where it is sure."""
-        for place in (is_sure & (drawn != end)).nonzero()[:, 0].tolist():
-            if count <= place and 0 <= place + self.shift < len(self.tokens):
-                self.tokens[place + self.shift] = int(drawn[place])
 
     def behind(self, written: list[int], size: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
         """A canvas (L,) and hints (L,): ``written``, then the tokens that it has not used up."""
         used = ctc.consumed(tokenizer.spell(written), [tokenizer.spell([token]) for token in self.tokens])
-        self.shift = used - len(written)
         rest, slots = self.tokens[used:][: size - len(written)], self.slots[used:][: size - len(written)]
         canvas, hints = torch.full((size,), tokenizer.end), torch.full((size,), -1)
         canvas[: len(written) + len(rest)] = torch.tensor(written + rest)

@@ -9,7 +9,8 @@ import os
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -42,6 +43,20 @@ def check_language(language: str | None) -> str | None:
     return language
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spelling:
+    """How tokens and CTC's labels are written: as the vocabulary does, so that writings add up."""
+
+    names: Sequence[str]
+    """Of each token."""
+    labels: Mapping[str, int]
+    """The label of each writing; the blank has none."""
+    longer: Mapping[str, Sequence[int]]
+    """The labels that begin with a writing and go on."""
+    longest: int
+    """Characters of the longest label."""
+
+
 class Tokenizer:
     """Text to ids and back, with the ids that the networks need by name.
 
@@ -58,6 +73,7 @@ class Tokenizer:
         self.task = self._id(TASK)
         self.plain = self._id(PLAIN)
         self.languages = {code: self._id(f"<|{code}|>") for code in LANGUAGES}
+        self.has_letters = letters > 0
         self.alphabet = self._alphabet(letters)
         self.blank = self.alphabet.index(self.end)
         self._speller = self._short() if letters else backend
@@ -99,6 +115,19 @@ class Tokenizer:
         special = self.backend.get_added_tokens_decoder()
         words = ["" if i in special else self.backend.id_to_token(i) or "" for i in range(self.size)]
         return [self._labels[self._speller.model.tokenize(word)[0].id] if word else self.blank for word in words]
+
+    @cached_property
+    def spelling(self) -> Spelling | None:
+        """How tokens and labels are written; None where every token is a label, which is too many to spell with."""
+        if not self.has_letters:
+            return None
+        names = [self.backend.id_to_token(i) or "" for i in range(self.size)]
+        labels = {names[token]: label for label, token in enumerate(self.alphabet) if label != self.blank}
+        longer: dict[str, list[int]] = {}
+        for writing, label in labels.items():
+            for size in range(1, len(writing)):
+                longer.setdefault(writing[:size], []).append(label)
+        return Spelling(names=names, labels=labels, longer=longer, longest=max(map(len, labels), default=1))
 
     def pieces(self, text: str) -> list[int]:
         """CTC labels of ``text`` (NFC, outer white space dropped)."""

@@ -26,14 +26,31 @@ then, which costs them a part of a step."""
 Denoise = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """Canvas (R, L), the step before's logits (R, L, V) or None, and which rows of the batch these are (R,), to logits
 (R, L, V)."""
-Renew = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Tokens drawn (R, L), the probability of each (R, L), which of them were accepted (R, L) and which rows of the batch
-these are (R,), to the tokens that take the place of the others (R, L)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step found out."""
+
+    rows: Tensor
+    """(R,) which rows of the batch."""
+    canvas: Tensor
+    """(R, L) what the denoiser saw."""
+    logits: Tensor
+    """(R, L, V) what it said."""
+    drawn: Tensor
+    """(R, L) a token for each place."""
+    accepted: Tensor
+    """(R, L) bool: which of them stay."""
+
+
+Renew = Callable[[Step], Tensor]
+"""What takes the place of all that was not accepted: (R, L) tokens."""
 
 
 _CHOICES = {
     "start": ("ctc", "sample", "noise"),
-    "accept": ("prefix", "entropy", "threshold", "all"),
+    "accept": ("auto", "joint", "prefix", "entropy", "threshold", "all"),
     "merge": ("rover", "mbr"),
 }
 
@@ -54,21 +71,23 @@ class SamplingOptions:
     """Of the last step; linear in between."""
     entropy_bound: float = 0.1
     """Nats that the accepted places may hold together, the least sure of them not counted."""
-    accept: Literal["prefix", "entropy", "threshold", "all"] = "prefix"
-    """``prefix``: up to the first place that the model changed, that one included; what follows is renewed.
-    ``entropy``: the surest places, within the bound. ``threshold``: every place whose token is at least so likely, and
-    the likeliest. ``all``: every place, as in plain refinement."""
+    accept: Literal["auto", "joint", "prefix", "entropy", "threshold", "all"] = "auto"
+    """``joint``: every place is written anew by CTC and the denoiser together (``diffusion.joint``). ``prefix``: up to
+    the first place that the model changed, that one included; what follows is renewed. ``entropy``: the surest places,
+    within the bound. ``threshold``: every place whose token is at least so likely, and the likeliest. ``all``: every
+    place, as in plain refinement. ``auto``: ``joint`` from CTC's text where CTC has short labels, else ``prefix``."""
+    joint_weight: float = 0.43
+    """With ``joint``: what CTC's log-probability counts for beside the denoiser's."""
     threshold: float = 0.9
     """Probability from which ``threshold`` accepts a token."""
     position_bias: float = 0.0
     """With ``entropy`` and ``threshold``: nats by which the last place of a canvas counts as less sure than it is, the
     others in proportion to their distance from its start."""
-    confidence: float = 1.0
-    """With ``prefix`` from CTC's text: what the model changes further on is taken into the canvas, not accepted, where
-    it is likelier than this. 1: nothing is."""
+    confidence: float = 0.3
+    """With ``joint``: how likely a token must be to change a place behind the first change of a step."""
     stop_entropy: float = 0.005
     """A row is done when its text did not change in a step and its mean entropy is under this, in nats; with
-    ``prefix``, when the model changed nothing."""
+    ``prefix`` and ``joint``, when the step changed nothing."""
     ctc_weight: float = 0.0
     """How much CTC's logits count beside the denoiser's, at the places that CTC put there."""
     guidance: float = 0.0
@@ -99,11 +118,11 @@ class SamplingOptions:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise OptionError(f"{name} can be {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("seed_noise", "threshold"):
+        for name in ("seed_noise", "threshold", "confidence"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
-        for name in ("temperature", "final_temperature", "entropy_bound", "confidence", "ctc_weight", "stop_entropy",
-                     "position_bias", "guidance"):  # fmt: skip
+        for name in ("temperature", "final_temperature", "entropy_bound", "ctc_weight", "stop_entropy",
+                     "position_bias", "guidance", "joint_weight"):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
 
@@ -164,13 +183,17 @@ def sample(
         if renew is None:
             fresh = fresh_rows(mine, canvas.shape[1], own, vocabulary=logits.shape[2])
         else:
-            fresh = renew(drawn, (-surprise).exp(), accepted, rows)
+            fresh = renew(Step(rows=rows, canvas=seen, logits=logits, drawn=drawn, accepted=accepted))
         now = torch.where(accepted, chosen, fresh)
         canvas = canvas.index_copy(0, rows, now)
-        likely = closed(best_tokens, end)
-        tokens = torch.where(accepted, likely, now) if options.accept == "prefix" else likely
+        tokens, done = closed(best_tokens, end), _is_sure(entropy, real, options.stop_entropy)
+        match options.accept:
+            case "joint":
+                accepted, tokens = (now == seen) & real, now
+                done = accepted.eq(real).all(1)
+            case "prefix" | "auto":
+                tokens, done = torch.where(accepted, tokens, now), accepted.eq(real).all(1)
         score = _of(logits, tokens) - total
-        done = accepted.eq(real).all(1) if options.accept == "prefix" else _is_sure(entropy, real, options.stop_entropy)
         best = _with_finished(Draft(step=step, tokens=tokens, entropy=entropy, log_probability=score,
                                     accepted=accepted, finished=done), best, real, rows)  # fmt: skip
         yield best
@@ -194,7 +217,9 @@ def _accepted(options: SamplingOptions, real: Tensor, unchanged: Tensor, entropy
             return within_bound(entropy + later, real, options.entropy_bound)
         case "threshold":
             return likely_enough(surprise + later, real, options.threshold)
-        case "prefix":
+        case "joint":
+            return torch.zeros_like(real)  # all of it is written by who renews
+        case "prefix" | "auto":
             return unchanged_so_far(unchanged) & real
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, load_audio, split_at_silence
-from diffasr.decode import ar_texts, ctc_texts, decode
+from diffasr.comparisons import ar_texts, ctc_texts
+from diffasr.decode import decode
 from diffasr.diffusion.sampler import Draft
 from diffasr.errors import OptionError
 from diffasr.evaluate.baseline import load_baseline
@@ -179,7 +180,7 @@ def _write_window(
     if system.decoder == "ctc":
         return [Written(text=text) for text in ctc_texts(timed.model, speech)]
     if system.options is None:
-        texts = ar_texts(timed.model, speech, known)
+        texts = ar_texts(timed.model, speech, known, joint_weight=system.joint_weight)
         return [Written(text=t, found=list(LANGUAGES)[n]) for t, n in zip(texts, clock.languages, strict=True)]
     drafts: list[list[str]] = [[] for _ in range(rows)]
 

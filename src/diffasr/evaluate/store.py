@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from diffasr.decode import ctc_texts, decode
+from diffasr.comparisons import ctc_texts
+from diffasr.decode import decode
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.evaluate.score import error_rates
 from diffasr.model.checkpoint import Model

@@ -11,9 +11,10 @@ from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.evaluate.normalise import NORMALISERS
 
-Decoder = Literal["ctc", "ar", "diffusion", "seeded", "vote", "whisper"]
+Decoder = Literal["ctc", "ar", "ar_ctc", "diffusion", "seeded", "vote", "whisper"]
 _REVISIONS: tuple[Decoder, ...] = ("diffusion", "seeded", "vote")
-DECODERS = ("ctc", "ar", *_REVISIONS)
+_PLAIN: tuple[Decoder, ...] = ("ctc", "ar", "ar_ctc")
+DECODERS = (*_PLAIN, *_REVISIONS)
 _VARIED = {
     f.name: f.default for f in dataclasses.fields(SamplingOptions) if f.name not in ("steps", "seed", "alternatives")
 }
@@ -25,8 +26,8 @@ class EvaluationOptions:
     """What is decoded, how, and how it is scored."""
 
     decoders: Sequence[str] = ("ctc", "ar", "diffusion", "seeded")
-    """``diffusion``: from noise; ``seeded``: from CTC's text; ``vote``: several canvases from what CTC
-    may have heard, merged."""
+    """``ar_ctc``: token by token, CTC counting as in joint writing; ``diffusion``: from noise; ``seeded``: from CTC's
+    text; ``vote``: several canvases from what CTC may have heard, merged."""
     steps: Sequence[int] = (8,)
     seeds: int = 1
     """Runs of each decoder that draws random numbers, with seeds from 0 up."""
@@ -85,6 +86,8 @@ class System:
     seed: int | None = None
     options: SamplingOptions | None = None
     """Of the diffusion decoders."""
+    joint_weight: float = 0.0
+    """Of those that write token by token: what CTC counts for."""
     baseline: str = ""
     beam: int = 1
     vad: bool = True
@@ -93,7 +96,14 @@ class System:
         """All that its rows depend on, the seed left out."""
         options = dataclasses.asdict(self.options) if self.options else {}
         options.pop("seed", None)
-        facts = {"decoder": self.decoder, "options": options, "baseline": self.baseline, "beam": self.beam}
+        facts: dict[str, Any] = {
+            "decoder": self.decoder,
+            "options": options,
+            "baseline": self.baseline,
+            "beam": self.beam,
+        }
+        if self.joint_weight:
+            facts["joint_weight"] = self.joint_weight
         return facts if self.vad else facts | {"vad": False}
 
 
@@ -102,7 +112,12 @@ def systems(options: EvaluationOptions) -> list[System]:
 
     A decoder that draws no random numbers has one seed: more would write the same again.
     """
-    found = [System(name=name, decoder=name) for name in ("ctc", "ar") if name in options.decoders]
+    joint = SamplingOptions().joint_weight
+    found = [
+        System(name=name, decoder=name, joint_weight=joint if name == "ar_ctc" else 0.0)
+        for name in _PLAIN
+        if name in options.decoders
+    ]
     kinds: list[Decoder] = [kind for kind in _REVISIONS if kind in options.decoders]
     for decoder, steps in product(kinds, sorted(set(options.steps))):
         for changes in combinations(options.vary):
@@ -147,7 +162,12 @@ def _value(name: str, text: str) -> Any:
 def _is_drawn(options: SamplingOptions) -> bool:
     """Whether random numbers are asked for, so that another seed writes another text."""
     is_calm = options.seed_noise == options.temperature == options.final_temperature == 0
-    return not (is_calm and options.start == "ctc" and options.accept in ("prefix", "all") and options.votes == 1)
+    return not (
+        is_calm
+        and options.start == "ctc"
+        and options.accept in ("auto", "joint", "prefix", "all")
+        and options.votes == 1
+    )
 
 
 def _sampling(decoder: str, steps: int, votes: int) -> SamplingOptions:

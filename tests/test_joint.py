@@ -1,0 +1,171 @@
+"""Writing together: a fake denoiser that looks to the left, a fake posterior that hears letters."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_tokenizer
+from torch import Tensor
+
+from diffasr.diffusion.joint import CALM, Joint, Opinion, opinions
+from diffasr.diffusion.lattice import Sound
+from diffasr.text import Spelling, Tokenizer
+
+LETTERS = "abcdefghij"
+END = len(LETTERS)
+SPELLING = Spelling(
+    names=[*LETTERS, ""], labels={letter: n + 1 for n, letter in enumerate(LETTERS)}, longer={}, longest=1
+)
+
+
+def sound(text: str, *, sure: float = 0.9) -> Sound:
+    """A clip in which CTC hears the letters of ``text``, two slots each and a blank between."""
+    path = [label for letter in text for label in (SPELLING.labels[letter],) * 2 + (0,)]
+    shares = np.full((len(path), len(LETTERS) + 1), (1 - sure) / len(LETTERS))
+    shares[np.arange(len(path)), path] = sure
+    return Sound(np.log(shares).astype(np.float32), blank=0)
+
+
+def ids(text: str) -> list[int]:
+    return [LETTERS.index(letter) for letter in text]
+
+
+def letters(tokens: list[int]) -> str:
+    return "".join(LETTERS[token] for token in tokens)
+
+
+class Writer:
+    """A denoiser that looks to the left and knows a text of different letters by heart: behind each of them comes the
+    next, and behind one that is not in the text the one that belongs to the place."""
+
+    def __init__(self, text: str, *, sure: float = 0.9) -> None:
+        self.text, self.sure = [*ids(text), END], sure
+
+    def __call__(self, tokens: list[int]) -> Tensor:
+        """Logits (U + 1, V)."""
+        out = torch.full((len(tokens) + 1, END + 1), math.log((1 - self.sure) / END))
+        for place, before in enumerate([-1, *tokens]):
+            known = before in self.text[:-1]
+            following = self.text.index(before) + 1 if known else min(place, len(self.text) - 1)
+            out[place, self.text[following]] = math.log(self.sure)
+        return out
+
+
+def joint(heard: str, *, sure: float = 0.9, **changes: Any) -> Joint:
+    settings: dict[str, Any] = {"weight": 0.43, "confidence": 0.3} | changes
+    return Joint(sound(heard, sure=sure), SPELLING, end=END, **settings)
+
+
+def steps(writes: Joint, denoiser: Writer, start: str, most: int = 20) -> list[str]:
+    """The drafts until one stays."""
+    tokens, drafts = ids(start), [start]
+    for _ in range(most):
+        new = writes.step(tokens, opinions(denoiser(tokens), [*tokens, END]))
+        if new == tokens:
+            return drafts
+        tokens = new
+        drafts.append(letters(tokens))
+    raise AssertionError(f"no end: {drafts}")
+
+
+def test_what_both_find_right_stays() -> None:
+    assert steps(joint("abcd"), Writer("abcd"), "abcd") == ["abcd"]
+
+
+@pytest.mark.parametrize("start", ["abgd", "abd", "abccd", "hhhh", "abcdef"])
+def test_ends_in_the_text_that_both_hear_wherever_it_starts(start: str) -> None:
+    assert steps(joint("abcd"), Writer("abcd"), start)[-1] == "abcd"
+
+
+@pytest.mark.parametrize(("heard", "knows", "start"), [("abcdefg", "abcdefg", "hbhdhfh"), ("abcd", "abed", "abgd")])
+def test_where_it_stays_is_where_one_token_after_another_leads(heard: str, knows: str, start: str) -> None:
+    """A denoiser that sees the left only: the end is that of writing from the left, which is never revised."""
+    denoiser, one = Writer(knows), joint(heard)
+    tokens: list[int] = []
+    while True:
+        (said,) = opinions(denoiser(tokens)[-1:], [END])
+        token = one.next(tokens, said)
+        if token == END:
+            break
+        tokens.append(token)
+    assert steps(joint(heard), denoiser, start)[-1] == letters(tokens)
+
+
+def test_a_lost_token_moves_what_is_behind_it_in_one_step() -> None:
+    assert steps(joint("abcdefg"), Writer("abcdefg"), "abdefg")[:2] == ["abdefg", "abcdefg"]
+
+
+def test_a_token_too_many_leaves_in_one_step() -> None:
+    drafts = steps(joint("abcdefg"), Writer("abcdefg"), "abbcdefg")
+    assert drafts[-1] == "abcdefg" and len(drafts) <= 3
+
+
+@pytest.mark.parametrize(("start", "drafts"), [("jbcdefgj", 2), ("jjcdefgh", 3)])
+def test_changes_far_apart_are_made_in_one_step(start: str, drafts: int) -> None:
+    """The second of two neighbours waits for the next step."""
+    assert len(steps(joint("abcdefgh"), Writer("abcdefgh"), start)) == drafts
+    assert len("bcdefg") > CALM
+
+
+def test_weight_decides_between_the_two() -> None:
+    heard, knows = "abcd", "abed"
+    assert steps(joint(heard, weight=0.0), Writer(knows), "abcd")[-1] == knows
+    assert steps(joint(heard, weight=5.0), Writer(knows), "abcd")[-1] == heard
+
+
+@pytest.mark.parametrize(("confidence", "drafts"), [(0.3, 2), (0.8, 3)])
+def test_confidence_holds_back_what_is_not_the_first_change(confidence: float, drafts: int) -> None:
+    writes, unsure = joint("abcdefgh", confidence=confidence), Writer("abcdefgh", sure=0.5)
+    assert len(steps(writes, unsure, "jbcdefgj")) == drafts
+
+
+def test_ctc_may_object_to_what_is_not_the_first_change() -> None:
+    start, knows = "jbcdefgh", "abcdefgi"
+    writes, denoiser = joint("abcdefgh", sure=0.99999, weight=0.1), Writer(knows)
+    said = opinions(denoiser(ids(start)), [*ids(start), END])
+    assert letters(writes.step(ids(start), said)) == "abcdefgh", "the last letter would cost CTC too much"
+    said = opinions(denoiser(ids("abcdefgh")), [*ids("abcdefgh"), END])
+    assert letters(writes.step(ids("abcdefgh"), said)) != "abcdefgh", "as the first change it is made"
+
+
+def test_a_step_reads_nothing_but_what_it_is_given() -> None:
+    writes, tokens = joint("abcd"), ids("abgd")
+    said = opinions(Writer("abcd")(tokens), [*tokens, END])
+    assert writes.step(tokens, said) == writes.step(tokens, said) and tokens == ids("abgd")
+
+
+def test_rewritten_keeps_size_and_closes_with_the_end() -> None:
+    canvas = torch.tensor([*ids("abgd"), END, END])
+    logits = torch.cat((Writer("abcd")(ids("abgd")), torch.zeros(1, END + 1)))
+    assert joint("abcd").rewritten(canvas, logits).tolist() == [*ids("abcd"), END, END]
+
+
+def test_a_full_canvas_ends_without_being_asked_where_it_has_no_place() -> None:
+    canvas = torch.tensor(ids("abcd"))
+    assert joint("abcd").rewritten(canvas, Writer("abcd")(ids("abcd"))[:4]).tolist() == ids("abcd")
+
+
+def test_opinions_are_log_probabilities() -> None:
+    (one,) = opinions(torch.tensor([[1.0, 2.0, 3.0]]), [0])
+    wanted = torch.tensor([1.0, 2.0, 3.0]).log_softmax(0)
+    assert one.own == pytest.approx(float(wanted[0]), abs=1e-5)
+    assert one.tokens == [2, 1, 0] and one.log_probabilities == pytest.approx(wanted.flip(0).tolist(), abs=1e-5)
+    assert replace(one, own=-1.0) == Opinion(own=-1.0, tokens=one.tokens, log_probabilities=one.log_probabilities)
+
+
+def test_a_tokenizer_spells_with_short_labels_only(tokenizer: Tokenizer) -> None:
+    assert tokenizer.spelling is None, "every token a label"
+    short = Tokenizer(tiny_tokenizer().backend, letters=2)
+    spelling = short.spelling
+    assert spelling is not None and short.blank not in spelling.labels.values()
+    assert spelling.longest == max(len(writing) for writing in spelling.labels)
+    assert all(spelling.names[short.alphabet[label]] == writing for writing, label in spelling.labels.items())
+    assert all(
+        writing.startswith(part) and len(writing) > len(part)
+        for part, longer in spelling.longer.items()
+        for writing, label in spelling.labels.items()
+        if label in longer
+    )
