@@ -20,7 +20,7 @@ from torch import Tensor
 from diffasr.diffusion.lattice import Sound, both_ways
 from diffasr.text import Spelling
 
-CALM = 2
+CALM = 1
 """Places behind a change that are left as they are for a step."""
 GUARD = 5.0
 """Nats that the whole text may lose with CTC for a change that is not the first."""

@@ -83,7 +83,7 @@ class SamplingOptions:
     position_bias: float = 0.0
     """With ``entropy`` and ``threshold``: nats by which the last place of a canvas counts as less sure than it is, the
     others in proportion to their distance from its start."""
-    confidence: float = 0.3
+    confidence: float = 0.1
     """With ``joint``: how likely a token must be to change a place behind the first change of a step."""
     stop_entropy: float = 0.005
     """A row is done when its text did not change in a step and its mean entropy is under this, in nats; with

@@ -152,7 +152,7 @@ def combinations(vary: Sequence[tuple[str, Sequence[str]]]) -> list[dict[str, An
 
 
 def _value(name: str, text: str) -> Any:
-    kind = type(_VARIED[name])
+    kind: type = type(_VARIED[name])
     try:
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError) as error:
