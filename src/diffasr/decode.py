@@ -5,6 +5,7 @@ CTC says what it heard, how much canvas that needs and where each token was; the
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from diffasr.confidence import judged
 from diffasr.diffusion import ctc, vote
 from diffasr.diffusion.corrupt import corrupt
 from diffasr.diffusion.sampler import Draft, SamplingOptions, closed, fresh_rows, sample
+from diffasr.hotwords import Hotwords, favoured, put_in
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache, Speech
 from diffasr.text import LANGUAGES, Tokenizer
@@ -20,6 +22,13 @@ from diffasr.words import HeardWord, place_words
 
 Show = Callable[[Draft, list[int]], None]
 """Called with a draft and the rows of the batch that it holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """What is known of the windows before they are decoded."""
+
+    hotwords: Hotwords | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +82,7 @@ def decode(
     languages: Tensor | None,
     options: SamplingOptions,
     show: Show | None = None,
+    guide: Guide | None = None,
 ) -> list[Decoded]:
     """Write the text of each row of ``speech``.
 
@@ -85,7 +95,8 @@ def decode(
         again = torch.arange(rows, device=cache.audio.device).repeat_interleave(votes)
         cache = model.network.select(cache, again)
         show = None if show is None else _first_of(votes, show)
-    written = _write(model, cache, options, show)
+    paths = _ballot_paths(model, cache, votes, options.seed, None if guide is None else guide.hotwords)
+    written = _write(model, cache, paths, options, show)
     elected = [_elected(written[n : n + votes]) for n in range(0, rows * votes, votes)]
     return [
         replace(d, words=_placed(model, cache.ctc[n, : int(cache.slots[n])], d, written[n : n + votes]))
@@ -109,15 +120,20 @@ def _first_of(votes: int, show: Show) -> Show:
     return shown
 
 
-def _ballot_paths(model: Model, cache: Cache, votes: int, seed: int) -> list[ctc.Path]:
+def _ballot_paths(model: Model, cache: Cache, votes: int, seed: int, hotwords: Hotwords | None) -> list[ctc.Path]:
     """What CTC heard in each row; every ``votes``-th row takes the best path, the others a sample of the posterior."""
-    tokenizer, paths = model.tokenizer, []
+    tokenizer, paths, codes = model.tokenizer, [], list(LANGUAGES)
+    mended: Callable[[ctc.Path], ctc.Path] | None = None
     for row, slots in enumerate(cache.slots.tolist()):
         logits = cache.ctc[row : row + 1, :slots]  # (1, N, C): no draw depends on a neighbour's length
+        if hotwords is not None:
+            language = codes[int(cache.languages[row])]
+            mended = partial(put_in, logits=logits[0], tokenizer=tokenizer, hotwords=hotwords, language=language)
         if row % votes:
             dice = torch.Generator().manual_seed(seed * 10_007 + row % votes)
             logits = ctc.blurred(logits.float().cpu(), most=1.0, generator=dice)
-        paths += ctc.heard(logits, cache.slots[row : row + 1], blank=tokenizer.blank, joined=tokenizer.joined)
+        real = cache.slots[row : row + 1]
+        paths += ctc.heard(logits, real, blank=tokenizer.blank, joined=tokenizer.joined, mended=mended)
     return paths
 
 
@@ -136,9 +152,10 @@ def _elected(ballots: Sequence[Decoded]) -> Decoded:
     )
 
 
-def _write(model: Model, cache: Cache, options: SamplingOptions, show: Show | None) -> list[Decoded]:
-    """One text for each row of ``cache``."""
-    paths = _ballot_paths(model, cache, options.votes, options.seed)
+def _write(
+    model: Model, cache: Cache, paths: Sequence[ctc.Path], options: SamplingOptions, show: Show | None
+) -> list[Decoded]:
+    """One text for each row of ``cache``, from what CTC heard there."""
     lengths = torch.tensor([ctc.canvas_length(len(path.tokens)) for path in paths])
     done: list[Decoded | None] = [None] * len(paths)
     rows = torch.tensor([row for row, path in enumerate(paths) if path.tokens], dtype=torch.long)
@@ -204,7 +221,7 @@ def denoise_steps(
             rows = torch.arange(len(hints), device=device)[:, None]
             heard = cache.ctc[rows, hints.clamp_min(0)].log_softmax(-1)[:, :, openings]  # (B, L, V)
             logits = logits.log_softmax(-1) + options.ctc_weight * heard * (hints >= 0)[:, :, None]
-        return logits.cpu()
+        return favoured(logits.cpu(), noisy, paths, model.tokenizer)
 
     drafts = [_Rest(list(path.tokens), path.slots) for path in paths]
 

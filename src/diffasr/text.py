@@ -100,9 +100,9 @@ class Tokenizer:
         words = ["" if i in special else self.backend.id_to_token(i) or "" for i in range(self.size)]
         return [self._labels[self._speller.model.tokenize(word)[0].id] if word else self.blank for word in words]
 
-    def pieces(self, text: str) -> list[int]:
-        """CTC labels of ``text`` (NFC, outer white space dropped)."""
-        clean = unicodedata.normalize("NFC", text).strip()
+    def pieces(self, text: str, *, goes_on: bool = False) -> list[int]:
+        """CTC labels of ``text`` (NFC, outer white space dropped); where it ``goes_on``, with a space before it."""
+        clean = " " * goes_on + unicodedata.normalize("NFC", text).strip()
         ids = self._speller.encode(clean, add_special_tokens=False).ids
         return [self._labels[i] for i in ids if i in self._labels]
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from diffasr.audio import SAMPLE_RATE_HZ, Samples, Source, log_mel
-from diffasr.decode import Decoded, Show, decode
+from diffasr.decode import Decoded, Guide, Show, decode
 from diffasr.diffusion.sampler import Draft, SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.guard import another_try, is_loop, no_speech_probability
+from diffasr.hotwords import Hotwords, Wanted, checked
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import Model
 from diffasr.model.encoder import stack
@@ -48,6 +49,7 @@ class Transcriber:
         language: str | None = ...,
         options: SamplingOptions | None = ...,
         listen: ListenOptions | None = ...,
+        hotwords: Wanted = ...,
         watch: Watch | None = ...,
     ) -> Transcript: ...
 
@@ -59,6 +61,7 @@ class Transcriber:
         language: str | None = ...,
         options: SamplingOptions | None = ...,
         listen: ListenOptions | None = ...,
+        hotwords: Wanted = ...,
         watch: Watch | None = ...,
     ) -> list[Transcript]: ...
 
@@ -69,15 +72,17 @@ class Transcriber:
         language: str | None = None,
         options: SamplingOptions | None = None,
         listen: ListenOptions | None = None,
+        hotwords: Wanted = None,
         watch: Watch | None = None,
     ) -> Transcript | list[Transcript]:
         """Write down what is said.
 
         audio: a path, the bytes of a file, a binary file or samples at 16 kHz; a list of them gives a list, decoded in
-        batches. language: a code of ``text.LANGUAGES``; None: the model finds it, window by window. watch: called with
-        (window, step, draft) after each step. Raises AudioError, OptionError.
+        batches. language: a code of ``text.LANGUAGES``; None: the model finds it, window by window. hotwords: words to
+        prefer where the sound speaks for them, a list or ``Hotwords``. watch: called with (window, step, draft) after
+        each step. Raises AudioError, OptionError.
         """
-        request = _request(language, options, listen, watch)
+        request = _request(language, options, listen, hotwords, watch)
         recordings = [Windows(source, request.listen) for source in (audio if isinstance(audio, list) else [audio])]
         pieces: list[list[Piece]] = [[] for _ in recordings]
         for number, piece in self._pieces(recordings, request, pool_seconds=_POOL * self.batch_seconds):
@@ -96,6 +101,7 @@ class Transcriber:
         language: str | None = None,
         options: SamplingOptions | None = None,
         listen: ListenOptions | None = None,
+        hotwords: Wanted = None,
         on_gap: Callable[[Gap], None] | None = None,
     ) -> Iterator[Segment]:
         """Yield the segments of one recording while it is still being read, in the order of time.
@@ -103,7 +109,7 @@ class Transcriber:
         Segments come a batch at a time: a smaller ``batch_seconds`` brings them earlier. Arguments and errors are those
         of ``transcribe``; on_gap: called with what ``Transcript.gaps`` would list.
         """
-        request = _request(language, options, listen, None)
+        request = _request(language, options, listen, hotwords)
         for _, piece in self._pieces([Windows(audio, request.listen)], request, pool_seconds=self.batch_seconds):
             if isinstance(piece, Segment):
                 yield piece
@@ -144,7 +150,9 @@ class Transcriber:
             code = request.language
             known = None if code is None else torch.full((len(numbers),), list(LANGUAGES).index(code))
             show = None if request.watch is None else self._shower(request.watch, [count + n for n in numbers])
-            for n, result in zip(numbers, decode(self.model, speech, known, request.options, show), strict=True):
+            guide = Guide(hotwords=request.hotwords)
+            answers = decode(self.model, speech, known, request.options, show, guide)
+            for n, result in zip(numbers, answers, strict=True):
                 decoded[n] = result
         return [d for d in decoded if d is not None]
 
@@ -230,16 +238,22 @@ class _Request:
     language: str | None
     options: SamplingOptions
     listen: ListenOptions
+    hotwords: Hotwords | None
     watch: Watch | None
 
 
 def _request(
-    language: str | None, options: SamplingOptions | None, listen: ListenOptions | None, watch: Watch | None
+    language: str | None,
+    options: SamplingOptions | None,
+    listen: ListenOptions | None,
+    hotwords: Wanted,
+    watch: Watch | None = None,
 ) -> _Request:
     return _Request(
         language=check_language(language),
         options=options or SamplingOptions(),
         listen=listen or ListenOptions(),
+        hotwords=checked(hotwords),
         watch=watch,
     )
 
