@@ -31,7 +31,7 @@ class Hotwords:
 
     words: tuple[str, ...]
     """As they shall be written; a name of several words is one of them."""
-    threshold: float = 1.5
+    threshold: float = 2.5
     """Nats a CTC label that a word may lose against what CTC hears best, to be considered at all. 0: only what CTC
     hears anyway."""
     bias: float = 4.0

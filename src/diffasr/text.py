@@ -138,9 +138,9 @@ class Tokenizer:
             raise ModelError(f"the tokenizer has no token {token}: it is not one that diffasr made")
         return int(found)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text`` (NFC, outer white space dropped), no special tokens."""
-        clean = unicodedata.normalize("NFC", text).strip()
+    def encode(self, text: str, *, goes_on: bool = False) -> list[int]:
+        """Ids of ``text`` (NFC, outer white space dropped), no special tokens; ``goes_on``: with a space before it."""
+        clean = " " * goes_on + unicodedata.normalize("NFC", text).strip()
         return list(self.backend.encode(clean, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -19,9 +19,10 @@ from diffasr.model.checkpoint import Model
 from diffasr.model.encoder import stack
 from diffasr.model.network import Speech
 from diffasr.model.precision import Precision
+from diffasr.redo import Keep, cut_out, fixes, pieces_of, rewrite
 from diffasr.seams import Piece, sew
 from diffasr.text import LANGUAGES, check_language
-from diffasr.transcript import Gap, Segment, Transcript, Word, put_together
+from diffasr.transcript import Gap, Segment, Transcript, Word, joined, put_together
 from diffasr.windows import ListenOptions, Window, Windows
 from diffasr.words import HeardWord, word_times
 
@@ -115,6 +116,28 @@ class Transcriber:
                 yield piece
             elif on_gap is not None:
                 on_gap(piece)
+
+    def redo(self, result: Transcript, audio: Source, *, keep: Keep, steps: int = 8) -> Transcript:
+        """Write the segments of ``result`` anew that hold a word of ``keep``, around what is kept, by the sound.
+
+        audio: what ``result`` is of. keep: (segment, word), or (segment, first word, last word), each from 0, to the
+        text that stands there: put right, or confirmed. It is in the new transcript verbatim; other segments are as
+        they were. steps: model calls a segment, at most. What was kept before is kept again only if it is given again.
+        Raises AudioError, OptionError.
+        """
+        wanted, segments = fixes(result, keep), list(result.segments)
+        numbers = sorted(wanted)
+        for number, samples in zip(numbers, cut_out(audio, [segments[n] for n in numbers]), strict=True):
+            old = segments[number]
+            pieces = pieces_of(old, wanted[number], self.model.tokenizer)
+            new = rewrite(self.model, self.hear([samples]), old.language, pieces, steps=steps)
+            start = round(old.start * SAMPLE_RATE_HZ)
+            end = start + len(samples)
+            window = Window(start=start, end=end, samples=samples, speech=((start, end),), speech_probability=1.0)
+            segments[number] = replace(
+                old, text=new.text, words=self._timed(new.words, window), avg_logprob=new.avg_logprob, steps=new.steps
+            )
+        return replace(result, text=joined(segments), segments=tuple(segments))
 
     def _pieces(
         self, recordings: Sequence[Windows], request: "_Request", *, pool_seconds: float
