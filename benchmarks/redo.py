@@ -1,6 +1,6 @@
 """What putting one word right does for the others: the first wrong word of each clip fixed, the rest written anew.
 
-    python benchmarks/redo.py ../shared/speech/dev.jsonl [--steps 8] [--threads 1] [--half first] [--every 2] [--shown 3]
+    python benchmarks/redo.py ../shared/speech/dev.jsonl [--steps 8] [--threads 1] [--half first] [--every 2]
 
 Each clip is transcribed; where a word (Mandarin: a character) stands for another, the first such is given its true text
 and the segment is written anew around it. Counted are the characters of all other words, left and right of it apart.

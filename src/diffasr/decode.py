@@ -29,6 +29,8 @@ class Guide:
     """What is known of the windows before they are decoded."""
 
     hotwords: Hotwords | None = None
+    context: str = ""
+    """What was said before them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,8 @@ def decode(
     does not end inside its canvas is written again on the next larger one. A row in which CTC hears nothing is empty.
     """
     cache = model.network.prefill(speech, None if languages is None else languages.to(speech.frames.device))
+    if guide is not None and guide.context:
+        cache = model.network.remember(cache, model.tokenizer.encode(guide.context))
     votes, rows = options.votes, len(cache.slots)
     if votes > 1:  # one prefill, several canvases
         again = torch.arange(rows, device=cache.audio.device).repeat_interleave(votes)

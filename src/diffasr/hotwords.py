@@ -8,6 +8,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
 from typing import TypeAlias
 
 import numpy as np
@@ -61,6 +62,22 @@ def checked(wanted: Wanted) -> Hotwords | None:
     if wanted is None or isinstance(wanted, Hotwords):
         return wanted
     return Hotwords(words=wanted if isinstance(wanted, str) else tuple(wanted))  # type: ignore[arg-type]
+
+
+def read_list(text: str | None) -> Hotwords | None:
+    """Hotwords of a command line: words between commas, or ``@FILE`` with one on each line; None or "" for none.
+
+    Raises OptionError.
+    """
+    if not text:
+        return None
+    if not text.startswith("@"):
+        return checked([word for word in text.split(",") if word.strip()])
+    try:
+        lines = FilePath(text[1:]).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"the hotwords in {text[1:]} can't be read: {error}; give a file in UTF-8") from error
+    return checked([line for line in lines if line.strip()])
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,12 @@ class Transcriber:
         """Each window as a segment or a gap, with the number of its recording; what overlaps is sewn together."""
         held: tuple[int, Piece] | None = None  # goes on in the window behind it
         count = 0
+        before: dict[int, str] = {}
         for pool in _pools(recordings, pool_seconds):
-            decoded = self._decode_all([window for _, window in pool], request, count)
+            if request.listen.context:
+                decoded = self._decode_in_turn(pool, request, count, before)
+            else:
+                decoded = self._decode_all([window for _, window in pool], request, count)
             count += len(pool)
             for (number, window), heard in zip(pool, decoded, strict=True):
                 piece = self._believed(window, heard, request)
@@ -161,6 +165,21 @@ class Transcriber:
         if held is not None:
             yield held
 
+    def _decode_in_turn(
+        self, pool: Sequence[tuple[int, Window]], request: "_Request", count: int, before: dict[int, str]
+    ) -> list[Decoded]:
+        """Decode windows one by one, each with the text of the one before, which ``before`` holds by recording.
+
+        What goes round in a loop is shown to none: it would go on.
+        """
+        decoded = []
+        for n, (number, window) in enumerate(pool):
+            asked = replace(request, context=before.get(number, ""))
+            heard = self._decode_all([window], asked, count + n)[0]
+            before[number] = "" if is_loop(heard.text, heard.language, request.listen) else heard.text
+            decoded.append(heard)
+        return decoded
+
     def _decode_all(self, windows: Sequence[Window], request: "_Request", count: int) -> list[Decoded]:
         """Decode windows in batches of like length; the answers in the order of ``windows``.
 
@@ -173,7 +192,7 @@ class Transcriber:
             code = request.language
             known = None if code is None else torch.full((len(numbers),), list(LANGUAGES).index(code))
             show = None if request.watch is None else self._shower(request.watch, [count + n for n in numbers])
-            guide = Guide(hotwords=request.hotwords)
+            guide = Guide(hotwords=request.hotwords, context=request.context)
             answers = decode(self.model, speech, known, request.options, show, guide)
             for n, result in zip(numbers, answers, strict=True):
                 decoded[n] = result
@@ -263,6 +282,7 @@ class _Request:
     listen: ListenOptions
     hotwords: Hotwords | None
     watch: Watch | None
+    context: str = ""
 
 
 def _request(

@@ -14,7 +14,8 @@ noisy canvas does not know its own moment.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -218,7 +219,13 @@ class WhisperNetwork(nn.Module):
             languages=cache.languages[rows],
             language_logits=cache.language_logits[rows],
             memory=([(keys[rows], values[rows]) for keys, values in speech], None if mask is None else mask[rows]),
+            context=cache.context,
         )
+
+    def remember(self, cache: Cache, tokens: Sequence[int]) -> Cache:
+        """See Network. Whisper leaves half of its places to it, less one."""
+        room = self.decoder.embed_positions.num_embeddings // 2 - 1
+        return replace(cache, context=torch.tensor(list(tokens)[-room:], dtype=torch.long, device=cache.audio.device))
 
     @torch.no_grad()
     def _language_logits(self, memory: Memory) -> Tensor:
@@ -250,6 +257,8 @@ class WhisperNetwork(nn.Module):
         """See Network."""
         decoder, conditioning = self.decoder, self.decoder.conditioning
         prefix = self.prefixes[cache.languages]  # (B, P)
+        if cache.context is not None:
+            prefix = torch.cat((cache.context.expand(len(prefix), -1), prefix), dim=1)  # (B, U + P)
         tokens = decoder.embed_tokens(canvas)  # (B, L, D)
         known = torch.zeros_like(tokens)
         if not conditioning.is_silent:
