@@ -59,9 +59,8 @@ def main() -> None:
             errors = character_counts(*(normalise(t, code, "basic") for t in (text, heard)))
             number, known = counts.get((kind, context), (0, Counts()))
             counts[kind, context] = number + 1, known + errors
-    print(
-        "| recordings | number | context | lost | invented | exchanged | CER in percent |\n|---|---|---|---|---|---|---|"
-    )
+    print("| recordings | number | context | lost | invented | exchanged | CER in percent |")
+    print("|---|---|---|---|---|---|---|")
     for (kind, context), (number, c) in counts.items():
         edits = f"{c.deletions} | {c.insertions} | {c.substitutions} | {100 * c.rate:.1f}"
         print(f"| {kind} | {number} | {'yes' if context else 'no'} | {edits} |")
