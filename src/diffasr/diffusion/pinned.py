@@ -83,7 +83,7 @@ class Sheet:
 
     def _refuse_(self, logits: Tensor) -> None:
         """Take the first change that ``logits`` make away, until it is one that CTC can agree to, or there is none."""
-        old, heard = self.canvas(), self._judge(self._tokenizer.decode(self.tokens()))
+        old, heard = self.canvas(), self._heard(self.pieces)
         while True:
             new = closed(logits.argmax(-1), self._tokenizer.end)
             changes = (new != old)[0].nonzero()[:, 0].tolist()
@@ -91,10 +91,9 @@ class Sheet:
                 return
             place = changes[0]
             token = int(new[0, place])
-            pieces = self._changed(place, token)
-            text = self._tokenizer.decode(t for piece in pieces for t in piece.tokens)
+            better = self._heard(self._changed(place, token)) - heard
             odds = float(logits[0, place, token] - logits[0, place, old[0, place]])
-            if odds + WEIGHT * (self._judge(text) - heard) >= 0:
+            if odds + WEIGHT * better >= 0:
                 return
             logits[0, place, token] = _NEVER
 
@@ -107,21 +106,32 @@ class Sheet:
         return self.canvas()
 
     def _changed(self, place: int, new: int) -> list[Piece]:
-        """The pieces with a token put at a place of a free one, which goes on with what is not used up by then."""
+        """The pieces with a token put at a place of a free one.
+
+        The piece goes on with what of it is not used up by then; or it ends here, where what was written last begins
+        the kept piece behind it and CTC finds that likelier.
+        """
         spell, starts = self._tokenizer.spell, self._starts()
         last = len(self.pieces) - 1
         number = next(n for n in range(last + 1) if place < starts[n + 1] or n == last)
         mine, at = list(self.pieces[number].tokens), place - starts[number]
         if new == self._tokenizer.end:  # behind the last kept piece: narrowed() has no other end
             return [*self.pieces[:number], Piece(tuple(mine[:at]), False)]
-        following = list(self.pieces[number + 1].tokens[:1]) if number < last else []
-        used = ctc.consumed(spell([*mine[:at], new]), [spell([token]) for token in (*mine, *following)])
-        is_over = [new] == following and used > len(mine)  # what is kept comes now
-        left = mine[:at] if is_over else [*mine[:at], new, *mine[used:]]
+        written = [*mine[:at], new]
+        used = ctc.consumed(spell(written), [spell([token]) for token in mine])
         room = self.size - 1 - (starts[-1] - len(mine))
-        if len(left) > room:
-            left = [*mine[:at], new, *mine[at + 1 :]][:room]
-        return [*self.pieces[:number], Piece(tuple(left), False), *self.pieces[number + 1 :]]
+        rest = mine[used:] if len(written) + len(mine) - used <= room else mine[at + 1 :]
+        ways = [written + rest]
+        following = self.pieces[number + 1].tokens if number < last else ()
+        for size in range(1, min(len(written), len(following)) + 1):
+            if tuple(written[-size:]) == following[:size]:
+                ways.insert(0, written[:-size])
+        texts = [[*self.pieces[:number], Piece(tuple(way[:room]), False), *self.pieces[number + 1 :]] for way in ways]
+        return max(texts, key=self._heard)
+
+    def _heard(self, pieces: Sequence[Piece]) -> float:
+        """What CTC gives the text."""
+        return self._judge(self._tokenizer.decode(token for piece in pieces for token in piece.tokens))
 
     def kept_words(self, language: str) -> list[int]:
         """The numbers of the words that are kept, among those of the text."""
