@@ -23,7 +23,8 @@ class Word:
     """Seconds from the start of the recording."""
     end: float
     probability: float
-    """How sure CTC was of its letters, in [0, 1]; not calibrated."""
+    """How likely it is right, in [0, 1], where the model is calibrated; else how sure CTC was of its letters. 1 where
+    somebody confirmed it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end < math.inf:

@@ -107,6 +107,8 @@ def _add_aliases(speak: argparse.ArgumentParser) -> None:
         "--max_line_count": {"dest": "max_line_count", "type": int},
         "--max_words_per_line": {"dest": "max_words_per_line", "type": int},
         "--highlight_words": {"dest": "highlight_words", "type": _truth},
+        "--condition_on_previous_text": {"dest": "context", "type": _truth},
+        "--compression_ratio_threshold": {"dest": "compression_ratio", "type": float},
         "--word_timestamps": {"choices": ("True",)},  # words always have times; there is no way to leave them out
         "--task": {"choices": ("transcribe",)},
     }
@@ -193,8 +195,18 @@ def _listening(args: argparse.Namespace) -> "ListenOptions | None":
     """None where nothing was asked for; raises OptionError."""
     from diffasr.windows import ListenOptions
 
-    names = ("vad", "context", "threshold", "window_seconds", "pause_seconds", "margin_seconds", "max_seconds")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    names = (
+        "vad",
+        "context",
+        "threshold",
+        "window_seconds",
+        "pause_seconds",
+        "margin_seconds",
+        "max_seconds",
+        "compression_ratio",
+    )
+    wanted = {name: getattr(args, name, None) for name in names}
+    given = {name: value for name, value in wanted.items() if value is not None}
     return ListenOptions(**given) if given else None
 
 
