@@ -97,6 +97,14 @@ def test_a_change_that_ctc_speaks_against_is_not_made(cost: float, expected: str
     assert run(sheet, "a cat ran") == expected
 
 
+def test_where_ctc_speaks_against_every_change_none_is_made() -> None:
+    judge: Judge = lambda text: 0.0 if text == "a cat rat" else -1e3  # noqa: E731
+    for seed in range(3):
+        assert (
+            run(Sheet(pieces("a", "cat", "rat"), TOKENIZER, judge, is_spaced=True), torch.tensor(seed)) == "a cat rat"
+        )
+
+
 def test_a_text_that_no_canvas_holds_is_refused() -> None:
     long = "ab" * (BUCKETS[-1] // 2)
     with pytest.raises(OptionError, match="191"):

@@ -95,11 +95,12 @@ def pieces_of(segment: Segment, wanted: Sequence[Fix], tokenizer: Tokenizer) -> 
             )
         place = start + len(word.word)
         edges.append((start, place))
-    pieces, done = [], 0
+    pieces: list[Piece] = []
+    done = 0
     for fix in wanted:
         between = segment.text[done : edges[fix.first][0]]
         for text, is_kept in ((between, False), (fix.text, True)):
-            goes_on = is_spaced and any(piece.tokens for piece in pieces)
+            goes_on = (is_spaced or text[:1].isspace()) and any(piece.tokens for piece in pieces)
             pieces.append(Piece(tuple(tokenizer.encode(text, goes_on=goes_on)) if text.strip() else (), is_kept))
         done = edges[fix.last][1]
     rest = segment.text[done:]

@@ -8,7 +8,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from diffasr.errors import OptionError
 from diffasr.text import LANGUAGES
@@ -96,12 +96,9 @@ class Segment:
         }
 
 
-_Record = TypeVar("_Record")
-
-
-def _made(kind: type[_Record], facts: Mapping[str, Any]) -> _Record:
+def _made(kind: type[Any], facts: Mapping[str, Any]) -> Any:
     """A record from a dictionary of its fields, which may hold more; raises TypeError where one is missing."""
-    return kind(**{f.name: facts[f.name] for f in fields(kind) if f.name in facts})  # type: ignore[arg-type]
+    return kind(**{f.name: facts[f.name] for f in fields(kind) if f.name in facts})
 
 
 def compression_ratio(text: str) -> float:

@@ -5,6 +5,7 @@ does not say twice what the known tokens say, or leave out what was said, each c
 whole text has of its posterior with the change and without.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,6 +20,7 @@ from diffasr.text import SPACES, Tokenizer
 
 WEIGHT = 0.5
 """What a nat of CTC counts for beside one of the denoiser."""
+_PATIENCE = 16  # changes of one place that are weighed before it stays as it is
 _NEVER = -1e4  # nats; finite, for the sampler multiplies by it
 
 
@@ -84,6 +86,7 @@ class Sheet:
     def _refuse_(self, logits: Tensor) -> None:
         """Take the first change that ``logits`` make away, until it is one that CTC can agree to, or there is none."""
         old, heard = self.canvas(), self._heard(self.pieces)
+        refused: Counter[int] = Counter()
         while True:
             new = closed(logits.argmax(-1), self._tokenizer.end)
             changes = (new != old)[0].nonzero()[:, 0].tolist()
@@ -96,6 +99,9 @@ class Sheet:
             if odds + WEIGHT * better >= 0:
                 return
             logits[0, place, token] = _NEVER
+            refused[place] += 1
+            if refused[place] == _PATIENCE:
+                logits[0, place, old[0, place]] = logits[0, place].max() + 1e-3
 
     def renew(self, drawn: Tensor, _probability: Tensor, accepted: Tensor) -> Tensor:
         """Take over the last of the accepted places of ``drawn`` (1, size), where it is a change; the new canvas."""

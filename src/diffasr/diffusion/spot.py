@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -44,7 +43,7 @@ def spot(lost: NDArray[np.float32], words: Sequence[Sequence[int]], *, blank: in
     counts = np.array([len(labels) for labels in words])
     states = np.full((len(words), 2 * int(counts.max()) - 1), blank)  # labels with a blank between each two
     for row, labels in enumerate(words):
-        states[row, : 2 * len(labels) : 2] = torch.tensor(labels)
+        states[row, : 2 * len(labels) : 2] = labels
     may_skip = np.zeros(states.shape, dtype=bool)  # over a blank, from another label
     may_skip[:, 2::2] = states[:, 2::2] != states[:, :-2:2]
     ends = 2 * counts - 2
