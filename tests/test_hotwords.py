@@ -94,6 +94,15 @@ def test_a_word_is_written_as_the_list_writes_it_but_for_a_sentences_capital() -
     assert mended(posterior("Ich mag das", tokenizer), tokenizer, "ich", language="de")[0] == "Ich mag das"
 
 
+@pytest.mark.parametrize("said", ["ich mag {}, sehr", "wo ist {}?", "¿{} o no?", "das ({}) da", "{}."])
+def test_marks_around_a_word_are_no_part_of_it(said: str) -> None:
+    tokenizer = Tokenizer.load(MINI, letters=2)
+    heard_as, wanted = said.format("hamburg"), said.format("Hamburg")
+    assert mended(posterior(heard_as, tokenizer), tokenizer, "Hamburg", language="de")[0] == wanted
+    text, path = mended(posterior("das ist don't da", tokenizer), tokenizer, "don")
+    assert (text, path.favoured) == ("das ist don't da", ())
+
+
 def test_mandarin_words_stand_anywhere() -> None:
     tokenizer = Tokenizer.load(MINI, letters=2)
     logits = posterior("我在北京吃饭", tokenizer)

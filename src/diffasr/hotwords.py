@@ -104,7 +104,8 @@ def put_in(path: Path, logits: Tensor, tokenizer: Tokenizer, hotwords: Hotwords,
     found = _finds(path, losses(logits), tokenizer, hotwords, is_spaced=is_spaced)
     tokens, slots = list(path.tokens), list(path.slots)
     for find in sorted(found, key=lambda f: f.begin, reverse=True):
-        labels = tokenizer.pieces(find.word, goes_on=is_spaced)
+        goes_on = is_spaced and (find.begin == 0 or _has_space(path.tokens[find.begin], tokenizer))
+        labels = tokenizer.pieces(find.word, goes_on=goes_on)
         first, last = find.slots
         spans = align(logits[first : last + 1], labels, blank=tokenizer.blank)
         if spans is not None and not _is_written(tokenizer, path.tokens[find.begin : find.end], find.word):
@@ -155,9 +156,19 @@ def _spellings(tokenizer: Tokenizer, word: str, *, is_spaced: bool) -> list[list
 
 
 def _word_begins(path: Path, tokenizer: Tokenizer, *, is_spaced: bool) -> list[int]:
-    """The labels that words begin with: without spaces, all."""
-    pieces = [tokenizer.backend.id_to_token(tokenizer.alphabet[label]) or "" for label in path.tokens]
-    return [n for n, piece in enumerate(pieces) if n == 0 or not is_spaced or piece.startswith(tuple(SPACES))]
+    """The labels that words begin with, and the marks around words; without spaces, all."""
+    if not is_spaced:
+        return list(range(len(path.tokens)))
+    opens = [n == 0 or _has_space(label, tokenizer) for n, label in enumerate(path.tokens)] + [True]
+    texts = [tokenizer.decode([tokenizer.alphabet[label]]) for label in path.tokens]
+    is_mark = [bool(text) and not any(c.isalnum() for c in text) for text in texts] + [True]
+    closing = [mark and (opens[n + 1] or is_mark[n + 1]) for n, mark in enumerate(is_mark[:-1])]
+    behind_opening = [False] + [mark and begins for mark, begins in zip(is_mark, opens, strict=True)]
+    return [n for n in range(len(texts)) if opens[n] or closing[n] or behind_opening[n]]
+
+
+def _has_space(label: int, tokenizer: Tokenizer) -> bool:
+    return (tokenizer.backend.id_to_token(tokenizer.alphabet[label]) or "").startswith(tuple(SPACES))
 
 
 def favoured(logits: Tensor, canvas: Tensor, paths: Sequence[Path], tokenizer: Tokenizer) -> Tensor:
