@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import VOCABULARY, random_model, random_speech, wake
-from test_transcribe import LOOP, Reader, noise
+from test_transcribe import LOOP, Clockwork, Reader, noise
 
 from diffasr import transcribe as module
 from diffasr.cli import parse
@@ -15,7 +15,7 @@ from diffasr.decode import Decoded, Guide, decode
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.model.checkpoint import Model
 from diffasr.transcribe import Transcriber
-from diffasr.windows import ListenOptions
+from diffasr.windows import ListenOptions, Window
 
 WINDOWS = ListenOptions(vad=False, window_seconds=4.0, context=True)
 
@@ -51,6 +51,21 @@ def test_each_window_is_shown_the_one_before_of_its_recording(monkeypatch: pytes
     assert len(seen) > 5
     assert all(text in ("", f"said {n - 1}") for n, text in enumerate(seen))
     assert set(shown(monkeypatch, model, ListenOptions(vad=False, window_seconds=4.0), *answers)) == {""}
+
+
+def test_windows_that_overlap_are_sewn_together_all_the_same(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    second = module.SAMPLE_RATE_HZ
+    windows = [
+        Window(
+            start=s * second, end=e * second, samples=noise(float(e - s)), speech=((s * second, e * second),),
+            speech_probability=1.0, runs_on=e < 80,
+        )
+        for s, e in ((0, 30), (27, 56), (53, 80))
+    ]  # fmt: skip
+    monkeypatch.setattr(module, "decode", Clockwork({1500: 0, 1450: 27, 1350: 53}))
+    monkeypatch.setattr(module.Windows, "__iter__", lambda self: iter(windows))
+    result = Transcriber(model, batch_seconds=1.0).transcribe(noise(1.0), listen=ListenOptions(context=True))
+    assert result.text == " ".join(f"w{n}" for n in range(80))
 
 
 def test_a_loop_is_shown_to_nobody(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:

@@ -145,10 +145,10 @@ class Transcriber:
         """Each window as a segment or a gap, with the number of its recording; what overlaps is sewn together."""
         held: tuple[int, Piece] | None = None  # goes on in the window behind it
         count = 0
-        before: dict[int, str] = {}
+        texts: dict[int, str] = {}
         for pool in _pools(recordings, pool_seconds):
             if request.listen.context:
-                decoded = self._decode_in_turn(pool, request, count, before)
+                decoded = self._decode_in_turn(pool, request, count, texts)
             else:
                 decoded = self._decode_all([window for _, window in pool], request, count)
             count += len(pool)
@@ -166,17 +166,17 @@ class Transcriber:
             yield held
 
     def _decode_in_turn(
-        self, pool: Sequence[tuple[int, Window]], request: "_Request", count: int, before: dict[int, str]
+        self, pool: Sequence[tuple[int, Window]], request: "_Request", count: int, texts: dict[int, str]
     ) -> list[Decoded]:
-        """Decode windows one by one, each with the text of the one before, which ``before`` holds by recording.
+        """Decode windows one by one, each with the text of the one before, which ``texts`` holds by recording.
 
         What goes round in a loop is shown to none: it would go on.
         """
         decoded = []
         for n, (number, window) in enumerate(pool):
-            asked = replace(request, context=before.get(number, ""))
+            asked = replace(request, context=texts.get(number, ""))
             heard = self._decode_all([window], asked, count + n)[0]
-            before[number] = "" if is_loop(heard.text, heard.language, request.listen) else heard.text
+            texts[number] = "" if is_loop(heard.text, heard.language, request.listen) else heard.text
             decoded.append(heard)
         return decoded
 

@@ -141,7 +141,8 @@ class Sheet:
 
     def kept_words(self, language: str) -> list[int]:
         """The numbers of the words that are kept, among those of the text."""
-        tokens, starts, found = self.tokens(), self._starts(), []
+        tokens, starts = self.tokens(), self._starts()
+        found: list[int] = []
         for first, behind, piece in zip(starts, starts[1:], self.pieces, strict=False):
             if piece.is_kept:
                 before, through = (self._tokenizer.decode(tokens[:n]) for n in (first, behind))
