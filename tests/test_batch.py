@@ -33,6 +33,7 @@ from diffasr.batch.work import Outcome, Settings, Task, Worker
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.errors import AudioError, ModelError, OptionError
 from diffasr.formats import LineShape
+from diffasr.hotwords import Hotwords
 from diffasr.model.checkpoint import Model, save
 from diffasr.transcript import Transcript
 from diffasr.windows import ListenOptions
@@ -146,6 +147,7 @@ def test_only_what_changed_is_done_again(scribe: Scribe, settings: Settings, tre
     [
         {"device": "cuda"}, {"language": "de"}, {"sampling": SamplingOptions(steps=2)}, {"formats": ("txt", "json")},
         {"shape": LineShape(max_line_width=9)}, {"listen": ListenOptions(vad=False)},
+        {"hotwords": Hotwords(words=("bat",))},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -169,7 +171,13 @@ def test_model_and_version_are_in_the_fingerprint(settings: Settings, monkeypatc
 
 def test_settings_reach_the_transcriber(settings: Settings) -> None:
     settings = dataclasses.replace(settings, language="hi", listen=ListenOptions(vad=False))
-    assert settings.arguments() == {"language": "hi", "options": settings.sampling, "listen": settings.listen}
+    settings = dataclasses.replace(settings, hotwords=Hotwords(words=("bat",)))
+    assert settings.arguments() == {
+        "language": "hi",
+        "options": settings.sampling,
+        "listen": settings.listen,
+        "hotwords": settings.hotwords,
+    }
 
 
 def test_failures_are_listed_and_tried_again(scribe: Scribe, settings: Settings, tree: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from diffasr.diffusion.loss import ar_loss, ctc_loss, diffusion_loss
-from diffasr.errors import DownloadError, ModelError
+from diffasr.errors import DownloadError, ModelError, OptionError
 from diffasr.model import gemma
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.gemma import GemmaNetwork, Prompt, add_lora, build_backbone, full_text_config, load_backbone
@@ -338,3 +338,10 @@ def test_the_same_training_step_trains_it() -> None:
     torch.stack(list(parts.values())).sum().backward()
     assert all(bool(value.isfinite()) for value in parts.values())
     assert network.projector.linear.weight.grad is not None
+
+
+def test_what_was_said_before_is_refused() -> None:
+    network = tiny_network()
+    cache = network.prefill(Speech(frames=torch.zeros(1, 8, 16), lengths=torch.tensor([8])), torch.tensor([0]))
+    with pytest.raises(OptionError, match="context"):
+        network.remember(cache, [1])

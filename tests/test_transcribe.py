@@ -49,7 +49,9 @@ class Typist:
         self.shortest = 10
         """Frames of a window in which it hears anything."""
 
-    def __call__(self, model: Model, speech: Speech, languages: Any, options: Any, show: Any = None) -> list[Decoded]:
+    def __call__(
+        self, model: Model, speech: Speech, languages: Any, options: Any, show: Any = None, guide: Any = None
+    ) -> list[Decoded]:
         self.batches.append(speech.lengths.tolist())
         self.languages.append(languages)
         return [
@@ -183,7 +185,9 @@ class Reader:
         self.options: list[SamplingOptions] = []
         self.rows: list[int] = []
 
-    def __call__(self, model: Model, speech: Speech, languages: Any, options: Any, show: Any = None) -> list[Decoded]:
+    def __call__(
+        self, model: Model, speech: Speech, languages: Any, options: Any, show: Any = None, guide: Any = None
+    ) -> list[Decoded]:
         self.options.append(options)
         self.rows.append(len(speech.lengths))
         return [self.answer(i, n) for i, n in enumerate(speech.lengths.tolist())]
@@ -271,7 +275,9 @@ class Clockwork:
         self.starts = starts
         """Of windows, by their frames."""
 
-    def __call__(self, model: Model, speech: Speech, languages: Any, options: Any, show: Any = None) -> list[Decoded]:
+    def __call__(
+        self, model: Model, speech: Speech, languages: Any, options: Any, show: Any = None, guide: Any = None
+    ) -> list[Decoded]:
         slot = 0.02 * 2**model.config.projector.strides
         (frames,) = speech.lengths.tolist()
         begin = self.starts[frames]

@@ -1,14 +1,16 @@
 """Several canvases of one window: what each of them starts from, and their texts as a list, the best first."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 
 from diffasr.diffusion import ctc, vote
 from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.hotwords import Hotwords, put_in
 from diffasr.model.network import Cache
-from diffasr.text import Tokenizer
+from diffasr.text import LANGUAGES, Tokenizer
 from diffasr.transcript import Alternative
 
 
@@ -26,21 +28,29 @@ class Ballot(Protocol):
         ...
 
 
-def ballot_paths(tokenizer: Tokenizer, cache: Cache, options: SamplingOptions) -> list[ctc.Path]:
+def ballot_paths(
+    tokenizer: Tokenizer, cache: Cache, options: SamplingOptions, hotwords: Hotwords | None = None
+) -> list[ctc.Path]:
     """What CTC heard in each row of ``cache``, of which ``options.votes`` in a row are one window.
 
     The first of a window takes the best path, the others that of CTC's logits with noise on them. Where the options
-    start from a sample, every row takes one of CTC's posterior. No draw depends on a neighbour.
+    start from a sample, every row takes one of CTC's posterior. No draw depends on a neighbour. ``hotwords`` take the
+    place of what sounds like them.
     """
-    paths = []
+    paths, codes = list[ctc.Path](), list(LANGUAGES)
+    mended: Callable[[ctc.Path], ctc.Path] | None = None
     for row, slots in enumerate(cache.slots.tolist()):
         logits, number = cache.ctc[row : row + 1, :slots], row % options.votes  # (1, N, C)
+        if hotwords is not None:
+            language = codes[int(cache.languages[row])]
+            mended = partial(put_in, logits=logits[0], tokenizer=tokenizer, hotwords=hotwords, language=language)
         dice = torch.Generator().manual_seed(options.seed * 10_007 + number)
         if options.start == "sample":
             logits = ctc.sampled(logits.float().cpu(), generator=dice)
         elif number:
             logits = ctc.blurred(logits.float().cpu(), most=1.0, generator=dice)
-        paths += ctc.heard(logits, cache.slots[row : row + 1], blank=tokenizer.blank, joined=tokenizer.joined)
+        real = cache.slots[row : row + 1]
+        paths += ctc.heard(logits, real, blank=tokenizer.blank, joined=tokenizer.joined, mended=mended)
     return paths
 
 

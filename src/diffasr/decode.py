@@ -17,6 +17,7 @@ from diffasr.diffusion import ctc, vote
 from diffasr.diffusion.corrupt import corrupt
 from diffasr.diffusion.sampler import Draft, Renew, SamplingOptions, Step, closed, fresh_rows, sample
 from diffasr.errors import OptionError
+from diffasr.hotwords import Hotwords, favoured
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache, Speech
 from diffasr.text import LANGUAGES, Tokenizer
@@ -25,6 +26,15 @@ from diffasr.words import HeardWord, place_words
 
 Show = Callable[[Draft, list[int]], None]
 """Called with a draft and the rows of the batch that it holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """What is known of the windows before they are decoded."""
+
+    hotwords: Hotwords | None = None
+    context: str = ""
+    """What was said before them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +62,7 @@ def decode(
     languages: Tensor | None,
     options: SamplingOptions,
     show: Show | None = None,
+    guide: Guide | None = None,
 ) -> list[Decoded]:
     """Write the text of each row of ``speech``.
 
@@ -60,12 +71,15 @@ def decode(
     """
     options = _resolved(model, options)
     cache = model.network.prefill(speech, None if languages is None else languages.to(speech.frames.device))
+    if guide is not None and guide.context:
+        cache = model.network.remember(cache, model.tokenizer.encode(guide.context))
     votes, rows = options.votes, len(cache.slots)
     if votes > 1:  # one prefill, several canvases
         again = torch.arange(rows, device=cache.audio.device).repeat_interleave(votes)
         cache = model.network.select(cache, again)
         show = None if show is None else _first_of(votes, show)
-    written = _write(model, cache, options, show)
+    paths = ballot_paths(model.tokenizer, cache, options, None if guide is None else guide.hotwords)
+    written = _write(model, cache, paths, options, show)
     elected = [_elected(written[n : n + votes], options) for n in range(0, rows * votes, votes)]
     return [
         replace(d, words=_placed(model, cache.ctc[n, : int(cache.slots[n])], d, written[n : n + votes]))
@@ -109,9 +123,10 @@ def _elected(ballots: Sequence[Decoded], options: SamplingOptions) -> Decoded:
     )
 
 
-def _write(model: Model, cache: Cache, options: SamplingOptions, show: Show | None) -> list[Decoded]:
-    """One text for each row of ``cache``."""
-    paths = ballot_paths(model.tokenizer, cache, options)
+def _write(
+    model: Model, cache: Cache, paths: Sequence[ctc.Path], options: SamplingOptions, show: Show | None
+) -> list[Decoded]:
+    """One text for each row of ``cache``, from what CTC heard there."""
     lengths = torch.tensor([ctc.canvas_length(len(path.tokens)) for path in paths])
     done: list[Decoded | None] = [None] * len(paths)
     rows = torch.tensor([row for row, path in enumerate(paths) if path.tokens], dtype=torch.long)
@@ -169,7 +184,7 @@ def denoise_steps(
     ask = Asking(model, cache, lengths, options)
 
     def denoise(noisy: Tensor, previous: Tensor | None, rows: Tensor) -> Tensor:
-        return ask(noisy, previous, rows, hints)
+        return favoured(ask(noisy, previous, rows, hints), noisy, [paths[n] for n in rows.tolist()], model.tokenizer)
 
     drafts = [_Rest(path.tokens, path.slots) for path in paths]
 

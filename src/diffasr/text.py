@@ -129,9 +129,9 @@ class Tokenizer:
                 longer.setdefault(writing[:size], []).append(label)
         return Spelling(names=names, labels=labels, longer=longer, longest=max(map(len, labels), default=1))
 
-    def pieces(self, text: str) -> list[int]:
-        """CTC labels of ``text`` (NFC, outer white space dropped)."""
-        clean = unicodedata.normalize("NFC", text).strip()
+    def pieces(self, text: str, *, goes_on: bool = False) -> list[int]:
+        """CTC labels of ``text`` (NFC, outer white space dropped); where it ``goes_on``, with a space before it."""
+        clean = " " * goes_on + unicodedata.normalize("NFC", text).strip()
         ids = self._speller.encode(clean, add_special_tokens=False).ids
         return [self._labels[i] for i in ids if i in self._labels]
 
@@ -167,9 +167,9 @@ class Tokenizer:
             raise ModelError(f"the tokenizer has no token {token}: it is not one that diffasr made")
         return int(found)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text`` (NFC, outer white space dropped), no special tokens."""
-        clean = unicodedata.normalize("NFC", text).strip()
+    def encode(self, text: str, *, goes_on: bool = False) -> list[int]:
+        """Ids of ``text`` (NFC, outer white space dropped), no special tokens; ``goes_on``: with a space before it."""
+        clean = " " * goes_on + unicodedata.normalize("NFC", text).strip()
         return list(self.backend.encode(clean, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -9,18 +9,20 @@ import numpy as np
 import torch
 
 from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, Source, log_mel
-from diffasr.decode import Decoded, Show, decode
+from diffasr.decode import Decoded, Guide, Show, decode
 from diffasr.diffusion.sampler import Draft, SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.guard import another_try, is_loop, no_speech_probability
+from diffasr.hotwords import Hotwords, Wanted, checked
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import Model
 from diffasr.model.encoder import stack
 from diffasr.model.network import Speech
 from diffasr.model.precision import Precision
+from diffasr.redo import Keep, cut_out, fixes, pieces_of, rewrite
 from diffasr.seams import Piece, sew
 from diffasr.text import LANGUAGES, check_language
-from diffasr.transcript import Gap, Segment, Transcript, Word, put_together
+from diffasr.transcript import Gap, Segment, Transcript, Word, joined, put_together
 from diffasr.windows import ListenOptions, Window, Windows
 from diffasr.words import HeardWord, word_times
 
@@ -48,6 +50,7 @@ class Transcriber:
         language: str | None = ...,
         options: SamplingOptions | None = ...,
         listen: ListenOptions | None = ...,
+        hotwords: Wanted = ...,
         watch: Watch | None = ...,
     ) -> Transcript: ...
 
@@ -59,6 +62,7 @@ class Transcriber:
         language: str | None = ...,
         options: SamplingOptions | None = ...,
         listen: ListenOptions | None = ...,
+        hotwords: Wanted = ...,
         watch: Watch | None = ...,
     ) -> list[Transcript]: ...
 
@@ -69,15 +73,17 @@ class Transcriber:
         language: str | None = None,
         options: SamplingOptions | None = None,
         listen: ListenOptions | None = None,
+        hotwords: Wanted = None,
         watch: Watch | None = None,
     ) -> Transcript | list[Transcript]:
         """Write down what is said.
 
         audio: a path, the bytes of a file, a binary file or samples at 16 kHz; a list of them gives a list, decoded in
-        batches. language: a code of ``text.LANGUAGES``; None: the model finds it, window by window. watch: called with
-        (window, step, draft) after each step. Raises AudioError, OptionError.
+        batches. language: a code of ``text.LANGUAGES``; None: the model finds it, window by window. hotwords: words to
+        prefer where the sound speaks for them, a list or ``Hotwords``. watch: called with (window, step, draft) after
+        each step. Raises AudioError, OptionError.
         """
-        request = _request(language, options, listen, watch)
+        request = _request(language, options, listen, hotwords, watch)
         recordings = [Windows(source, request.listen) for source in (audio if isinstance(audio, list) else [audio])]
         pieces: list[list[Piece]] = [[] for _ in recordings]
         for number, piece in self._pieces(recordings, request, pool_seconds=_POOL * self.batch_seconds):
@@ -96,6 +102,7 @@ class Transcriber:
         language: str | None = None,
         options: SamplingOptions | None = None,
         listen: ListenOptions | None = None,
+        hotwords: Wanted = None,
         on_gap: Callable[[Gap], None] | None = None,
     ) -> Iterator[Segment]:
         """Yield the segments of one recording while it is still being read, in the order of time.
@@ -103,12 +110,34 @@ class Transcriber:
         Segments come a batch at a time: a smaller ``batch_seconds`` brings them earlier. Arguments and errors are those
         of ``transcribe``; on_gap: called with what ``Transcript.gaps`` would list.
         """
-        request = _request(language, options, listen, None)
+        request = _request(language, options, listen, hotwords)
         for _, piece in self._pieces([Windows(audio, request.listen)], request, pool_seconds=self.batch_seconds):
             if isinstance(piece, Segment):
                 yield piece
             elif on_gap is not None:
                 on_gap(piece)
+
+    def redo(self, result: Transcript, audio: Source, *, keep: Keep, steps: int = 8) -> Transcript:
+        """Write the segments of ``result`` anew that hold a word of ``keep``, around what is kept, by the sound.
+
+        audio: what ``result`` is of. keep: (segment, word), or (segment, first word, last word), each from 0, to the
+        text that stands there: put right, or confirmed. It is in the new transcript verbatim; other segments are as
+        they were. steps: model calls a segment, at most. What was kept before is kept again only if it is given again.
+        Raises AudioError, OptionError.
+        """
+        wanted, segments = fixes(result, keep), list(result.segments)
+        numbers = sorted(wanted)
+        for number, samples in zip(numbers, cut_out(audio, [segments[n] for n in numbers]), strict=True):
+            old = segments[number]
+            pieces = pieces_of(old, wanted[number], self.model.tokenizer)
+            new = rewrite(self.model, self.hear([samples]), old.language, pieces, steps=steps)
+            start = round(old.start * SAMPLE_RATE_HZ)
+            end = start + len(samples)
+            window = Window(start=start, end=end, samples=samples, speech=((start, end),), speech_probability=1.0)
+            segments[number] = replace(
+                old, text=new.text, words=self._timed(new.words, window), avg_logprob=new.avg_logprob, steps=new.steps
+            )
+        return replace(result, text=joined(segments), segments=tuple(segments))
 
     def _pieces(
         self, recordings: Sequence[Windows], request: "_Request", *, pool_seconds: float
@@ -116,8 +145,12 @@ class Transcriber:
         """Each window as a segment or a gap, with the number of its recording; what overlaps is sewn together."""
         held: tuple[int, Piece] | None = None  # goes on in the window behind it
         count = 0
+        texts: dict[int, str] = {}
         for pool in _pools(recordings, pool_seconds):
-            decoded = self._decode_all([window for _, window in pool], request, count)
+            if request.listen.context:
+                decoded = self._decode_in_turn(pool, request, count, texts)
+            else:
+                decoded = self._decode_all([window for _, window in pool], request, count)
             count += len(pool)
             for (number, window), heard in zip(pool, decoded, strict=True):
                 piece = self._believed(window, heard, request)
@@ -132,6 +165,21 @@ class Transcriber:
         if held is not None:
             yield held
 
+    def _decode_in_turn(
+        self, pool: Sequence[tuple[int, Window]], request: "_Request", count: int, texts: dict[int, str]
+    ) -> list[Decoded]:
+        """Decode windows one by one, each with the text of the one before, which ``texts`` holds by recording.
+
+        What goes round in a loop is shown to none: it would go on.
+        """
+        decoded = []
+        for n, (number, window) in enumerate(pool):
+            asked = replace(request, context=texts.get(number, ""))
+            heard = self._decode_all([window], asked, count + n)[0]
+            texts[number] = "" if is_loop(heard.text, heard.language, request.listen) else heard.text
+            decoded.append(heard)
+        return decoded
+
     def _decode_all(self, windows: Sequence[Window], request: "_Request", count: int) -> list[Decoded]:
         """Decode windows in batches of like length; the answers in the order of ``windows``.
 
@@ -144,7 +192,9 @@ class Transcriber:
             code = request.language
             known = None if code is None else torch.full((len(numbers),), list(LANGUAGES).index(code))
             show = None if request.watch is None else self._shower(request.watch, [count + n for n in numbers])
-            for n, result in zip(numbers, decode(self.model, speech, known, request.options, show), strict=True):
+            guide = Guide(hotwords=request.hotwords, context=request.context)
+            answers = decode(self.model, speech, known, request.options, show, guide)
+            for n, result in zip(numbers, answers, strict=True):
                 decoded[n] = result
         return [d for d in decoded if d is not None]
 
@@ -233,16 +283,23 @@ class _Request:
     language: str | None
     options: SamplingOptions
     listen: ListenOptions
+    hotwords: Hotwords | None
     watch: Watch | None
+    context: str = ""
 
 
 def _request(
-    language: str | None, options: SamplingOptions | None, listen: ListenOptions | None, watch: Watch | None
+    language: str | None,
+    options: SamplingOptions | None,
+    listen: ListenOptions | None,
+    hotwords: Wanted,
+    watch: Watch | None = None,
 ) -> _Request:
     return _Request(
         language=check_language(language),
         options=options or SamplingOptions(),
         listen=listen or ListenOptions(),
+        hotwords=checked(hotwords),
         watch=watch,
     )
 

@@ -6,8 +6,8 @@ line and the server print the same keys.
 
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from diffasr.errors import OptionError
@@ -24,7 +24,7 @@ class Word:
     end: float
     probability: float
     """How likely it is right, in [0, 1]. Without a calibration in the model: how sure CTC was of its letters. Where
-    votes disagree it is lower: see ``confidence``."""
+    votes disagree it is lower: see ``confidence``. 1 where somebody confirmed it."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end < math.inf:
@@ -115,6 +115,11 @@ class Segment:
         }
 
 
+def _made(kind: type[Any], facts: Mapping[str, Any]) -> Any:
+    """A record from a dictionary of its fields, which may hold more; raises TypeError where one is missing."""
+    return kind(**{f.name: facts[f.name] for f in fields(kind) if f.name in facts})
+
+
 def compression_ratio(text: str) -> float:
     """Bytes of ``text`` in UTF-8 over those that zlib makes of them; as Whisper defines it (openai/whisper)."""
     raw = text.encode()
@@ -181,6 +186,19 @@ class Transcript:
             "gaps": [gap.to_dict() for gap in self.gaps],
         }
 
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> "Transcript":
+        """What ``to_dict`` wrote, with its rounded times; raises OptionError for anything else."""
+        try:
+            segments = [
+                _made(Segment, part | {"words": tuple(_made(Word, word) for word in part["words"])})
+                for part in facts["segments"]
+            ]
+            gaps = tuple(_made(Gap, gap) for gap in facts["gaps"])
+            return _made(cls, {**facts, "segments": tuple(segments), "gaps": gaps})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise OptionError(f"this is no transcript of diffasr: {error!r}; --format json writes one") from error
+
 
 def put_together(pieces: Sequence[Segment | Gap], *, language: str | None, seconds: float, model: str) -> Transcript:
     """The pieces of one recording, in the order of time, as its transcript.
@@ -190,7 +208,7 @@ def put_together(pieces: Sequence[Segment | Gap], *, language: str | None, secon
     segments = tuple(piece for piece in pieces if isinstance(piece, Segment))
     main, probability = _main_language(segments)
     return Transcript(
-        text=_joined(segments),
+        text=joined(segments),
         language=language or main,
         language_probability=None if language else probability,
         duration=seconds,
@@ -212,7 +230,7 @@ def _main_language(segments: Sequence[Segment]) -> tuple[str, float]:
     return main, min(1.0, sure[main] / time[main]) if time[main] else 0.0
 
 
-def _joined(segments: Sequence[Segment]) -> str:
+def joined(segments: Sequence[Segment]) -> str:
     """Texts in a row: a space between them, none where a Mandarin one follows another."""
     out, before = "", ""  # of a recording without words, the empty text
     for segment in segments:

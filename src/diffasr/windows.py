@@ -52,6 +52,8 @@ class ListenOptions:
     """What two windows share where speech is cut without a pause."""
     max_seconds: float | None = MAX_SECONDS
     """Recordings longer than this are refused; None: none are."""
+    context: bool = False
+    """Show each window the text of the one before. One window at a time is decoded then; a gemma backbone can't."""
     no_speech: float = 0.8
     """A window is dropped when its ``no_speech_prob`` is above this."""
     compression_ratio: float = 2.4

@@ -17,6 +17,7 @@ from diffasr.formats import Format, LineShape, render
 
 if TYPE_CHECKING:
     from diffasr.diffusion.sampler import SamplingOptions
+    from diffasr.hotwords import Hotwords
     from diffasr.model.precision import Precision
     from diffasr.transcribe import Transcriber, Watch
     from diffasr.windows import ListenOptions
@@ -34,12 +35,13 @@ class Settings:
     gpu_memory: float | None = None
     """GiB of a card: see ``diffasr.load``."""
     listen: "ListenOptions | None" = None
+    hotwords: "Hotwords | None" = None
     formats: tuple[Format, ...] = ("txt",)
     shape: LineShape = field(default_factory=LineShape)
 
     def arguments(self) -> dict[str, Any]:
         """What ``Transcriber.transcribe`` takes."""
-        return {"language": self.language, "options": self.sampling, "listen": self.listen}
+        return {"language": self.language, "options": self.sampling, "listen": self.listen, "hotwords": self.hotwords}
 
     def basis(self) -> str:
         """Settings, version and model as one text, for fingerprints; raises ModelError, DownloadError."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from diffasr import __version__
-from diffasr.cli import doctor, evaluate, importing, info, train, transcribe
+from diffasr.cli import doctor, evaluate, importing, info, redo, train, transcribe
 from diffasr.errors import DiffasrError, OptionError, RecipeError
 from diffasr.model.aside import kept_aside
 
@@ -22,7 +22,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="diffasr", description="Speech recognition by text diffusion.")
     parser.add_argument("--version", action="version", version=f"diffasr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (transcribe, train, evaluate, info, importing, doctor):
+    for command in (transcribe, redo, train, evaluate, info, importing, doctor):
         command.add(commands)
     for command_parser in commands.choices.values():
         command_parser.add_argument("--offline", action="store_true", help="use no network at all")

@@ -44,6 +44,9 @@ def add(commands: "Commands") -> None:
     speak.add_argument("--steps", type=int, default=8, help="denoising steps, at most (default: %(default)s)")
     speak.add_argument("--start", choices=("ctc", "sample", "noise"), default="ctc",
                        help="first canvas (default: %(default)s)")  # fmt: skip
+    speak.add_argument(
+        "--hotwords", metavar="WORD,…", help="words to prefer where they are heard; or @FILE, with one on each line"
+    )
     speak.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
     speak.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: %(default)s)")
     add_loading(speak)
@@ -99,6 +102,8 @@ def _add_listening(speak: argparse.ArgumentParser) -> None:
     ears = speak.add_argument_group("what is listened to")
     ears.add_argument("--no-vad", dest="vad", action="store_false", default=None,
                       help="decode every second, not only where the detector hears speech")  # fmt: skip
+    ears.add_argument("--context", action="store_true", default=None,
+                      help="show each window the text of the one before")  # fmt: skip
     helps = {
         "--threshold": "probability from which on the detector is believed (default: 0.5)",
         "--window-seconds": "length of windows to aim at (default: 12)",
@@ -129,6 +134,8 @@ def _add_aliases(speak: argparse.ArgumentParser) -> None:
         "--max_line_count": {"dest": "max_line_count", "type": int},
         "--max_words_per_line": {"dest": "max_words_per_line", "type": int},
         "--highlight_words": {"dest": "highlight_words", "type": _truth},
+        "--condition_on_previous_text": {"dest": "context", "type": _truth},
+        "--compression_ratio_threshold": {"dest": "compression_ratio", "type": float},
         "--word_timestamps": {"choices": ("True",)},  # words always have times; there is no way to leave them out
         "--task": {"choices": ("transcribe",)},
     }
@@ -192,6 +199,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
     from diffasr.batch.work import Settings
     from diffasr.diffusion.sampler import SamplingOptions
     from diffasr.formats import LineShape
+    from diffasr.hotwords import read_list
 
     return Settings(
         model=args.model,
@@ -209,6 +217,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
             temperature=args.temperature,
         ),
         listen=_listening(args),
+        hotwords=read_list(args.hotwords),
         formats=args.format,
         shape=LineShape(
             max_line_width=args.max_line_width,
@@ -223,8 +232,18 @@ def _listening(args: argparse.Namespace) -> "ListenOptions | None":
     """None where nothing was asked for; raises OptionError."""
     from diffasr.windows import ListenOptions
 
-    names = ("vad", "threshold", "window_seconds", "pause_seconds", "margin_seconds", "max_seconds")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    names = (
+        "vad",
+        "context",
+        "threshold",
+        "window_seconds",
+        "pause_seconds",
+        "margin_seconds",
+        "max_seconds",
+        "compression_ratio",
+    )
+    wanted = {name: getattr(args, name, None) for name in names}
+    given = {name: value for name, value in wanted.items() if value is not None}
     return ListenOptions(**given) if given else None
 
 

@@ -4,7 +4,7 @@ Source: Graves et al., ICML 2006, section 3.1 (best-path decoding).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 import torch
@@ -23,6 +23,10 @@ class Path:
     """The audio token at which each was heard first."""
     log_probability: float
     """Of the whole path, in nats."""
+    favoured: tuple[str, ...] = ()
+    """Words in it that the denoiser shall keep, as the vocabulary spells them."""
+    favour: float = 0.0
+    """Nats by which their tokens are raised."""
 
 
 def best_paths(logits: Tensor, slots: Tensor, *, blank: int) -> list[Path]:
@@ -46,12 +50,17 @@ def heard(
     *,
     blank: int,
     joined: Callable[[Sequence[int]], tuple[list[int], list[int]]],
+    mended: Callable[[Path], Path] | None = None,
 ) -> list[Path]:
-    """Best paths in the tokens of the canvas. ``joined``: labels to tokens, and the label that each begins in."""
+    """Best paths in the tokens of the canvas. ``joined``: labels to tokens, and the label that each begins in.
+
+    mended: what to make of each path of labels first.
+    """
     paths = []
-    for path in best_paths(logits, slots, blank=blank):
+    for best in best_paths(logits, slots, blank=blank):
+        path = best if mended is None else mended(best)
         tokens, begins = joined(path.tokens)
-        paths.append(Path(tokens, [path.slots[b] for b in begins], path.log_probability))
+        paths.append(replace(path, tokens=tokens, slots=[path.slots[b] for b in begins]))
     return paths
 
 

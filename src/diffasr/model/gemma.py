@@ -9,7 +9,7 @@ Source: ``transformers.models.diffusion_gemma`` 5.24.0; the sizes of the 26 B sy
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -208,6 +208,10 @@ class GemmaNetwork(nn.Module):
         """See Network."""
         logits = self._unembed(self._project(speech))
         return logits if labels is None else logits[..., labels]
+
+    def remember(self, cache: Cache, tokens: Sequence[int]) -> Cache:
+        """See Network. The prompt of this backbone has no place for it."""
+        raise OptionError("a gemma backbone can't be told what was said before: leave context out")
 
     def select(self, cache: Cache, rows: Tensor) -> Cache:
         """See Network."""

@@ -3,7 +3,7 @@
 ``prefill`` listens once; ``denoise`` is called once a step and leaves the cache as it was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,8 @@ class Cache:
     """(B, 6): what the model thought before it was told."""
     memory: Any
     """The backbone's own keys and values."""
+    context: Tensor | None = None
+    """(U,) int64: the end of the text that was said before; see ``remember``."""
 
 
 class Network(Protocol):
@@ -67,6 +69,13 @@ class Network(Protocol):
 
     def slots(self, speech: Speech) -> Tensor:
         """(B,) real audio tokens of each row."""
+        ...
+
+    def remember(self, cache: Cache, tokens: Sequence[int]) -> Cache:
+        """The cache with the text that was said before, of all rows; the end of it where it is long.
+
+        Raises OptionError where the backbone has no place for it.
+        """
         ...
 
     def select(self, cache: Cache, rows: Tensor) -> Cache:

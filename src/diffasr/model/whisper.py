@@ -14,7 +14,7 @@ noisy canvas does not know its own moment.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -215,11 +215,17 @@ class WhisperNetwork(nn.Module):
             languages=cache.languages[rows],
             language_logits=cache.language_logits[rows],
             memory=chosen(cache.memory, rows, len(cache.slots)),
+            context=cache.context,
         )
 
     def without_audio(self, cache: Cache, rows: Tensor) -> Cache:
         """See Network."""
         return replace(cache, memory=silent(cache.memory, rows))
+
+    def remember(self, cache: Cache, tokens: Sequence[int]) -> Cache:
+        """See Network. Whisper leaves half of its places to it, less one."""
+        room = self.decoder.embed_positions.num_embeddings // 2 - 1
+        return replace(cache, context=torch.tensor(list(tokens)[-room:], dtype=torch.long, device=cache.audio.device))
 
     @torch.no_grad()
     def _language_logits(self, memory: Memory) -> Tensor:
@@ -251,6 +257,8 @@ class WhisperNetwork(nn.Module):
         """See Network."""
         decoder, conditioning = self.decoder, self.decoder.conditioning
         prefix = self.prefixes[cache.languages]  # (B, P)
+        if cache.context is not None:
+            prefix = torch.cat((cache.context.expand(len(prefix), -1), prefix), dim=1)  # (B, U + P)
         tokens = decoder.embed_tokens(canvas)  # (B, L, D)
         known = torch.zeros_like(tokens)
         if not conditioning.is_silent:
