@@ -30,7 +30,7 @@ def impartial(_text: str) -> float:
 def run(sheet: Sheet, wanted: "Tensor | str", steps: int = 8) -> str:
     """Sample with the logits (1, size, V) of each call at random, or with those that say a text."""
 
-    def denoise(canvas: Tensor, _previous: Tensor | None) -> Tensor:
+    def denoise(canvas: Tensor, _previous: Tensor | None, _rows: Tensor) -> Tensor:
         assert torch.equal(canvas, sheet.canvas())
         if isinstance(wanted, str):
             ids = TOKENIZER.encode(wanted)

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 
 from diffasr.model import checkpoint
+from diffasr.model.whisper import HANDICAP, PACE
 from diffasr.text import LANGUAGES, Tokenizer
 from diffasr.train import vocabulary
 from diffasr.train.data import FeatureStore, read_manifest
@@ -23,6 +24,8 @@ MERGES = 1000
 MIN_COUNT = 5
 """How often the text must use a token for it to stay."""
 HINDI_LINES = 20_000
+BLIND = 25.0
+"""Nats by which later places are less visible in the shipped form: nothing is left of them."""
 
 
 def init(whisper: Path, shared: Path, out: Path) -> None:
@@ -57,12 +60,14 @@ def features(manifest: Path, start: Path, out: Path, *, padded: bool) -> None:
 
 
 def export(model: Path, out: Path, *, bare: bool) -> None:
-    """Write the shipped form: int8. ``bare``: with the conditioning block at zero, as before training."""
+    """Write the shipped form: int8. ``bare``: with the conditioning block at zero, as before training, and later places
+    out of sight: CTC and the decoder then write a canvas together better (docs/log.md)."""
     found = checkpoint.load(model)
     if bare:
-        conditioning = found.network.decoder.conditioning
-        for layer in (conditioning.own, conditioning.belief, conditioning.hint):
+        decoder = found.network.decoder
+        for layer in (decoder.conditioning.own, decoder.conditioning.belief, decoder.conditioning.hint):
             layer.weight.zero_()
+        decoder.future.fill_((HANDICAP - BLIND) / PACE)
     checkpoint.save(out, found, precision="int8")
 
 

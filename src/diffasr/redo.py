@@ -120,7 +120,7 @@ def rewrite(model: Model, speech: Speech, language: str, pieces: Sequence[Piece]
     (heard,) = ctc.heard(cache.ctc, cache.slots, blank=tokenizer.blank, joined=tokenizer.joined)
     lengths = torch.tensor([sheet.size])
 
-    def denoise(noisy: Tensor, _previous: Tensor | None) -> Tensor:
+    def denoise(noisy: Tensor, _previous: Tensor | None, _rows: Tensor) -> Tensor:
         tokens = sheet.tokens()
         _, slots = ctc.fitted(heard, tokens, fill=tokens)
         hints = torch.tensor([slots + [-1] * (sheet.size - len(slots))], device=device)

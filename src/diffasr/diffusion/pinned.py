@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffasr.diffusion import ctc
-from diffasr.diffusion.sampler import closed
+from diffasr.diffusion.sampler import Step, closed
 from diffasr.errors import OptionError
 from diffasr.text import SPACES, Tokenizer
 
@@ -103,10 +103,10 @@ class Sheet:
             if refused[place] == _PATIENCE:
                 logits[0, place, old[0, place]] = logits[0, place].max() + 1e-3
 
-    def renew(self, drawn: Tensor, _probability: Tensor, accepted: Tensor) -> Tensor:
-        """Take over the last of the accepted places of ``drawn`` (1, size), where it is a change; the new canvas."""
-        old, place = self.canvas(), int(accepted.sum()) - 1
-        new = int(closed(drawn, self._tokenizer.end)[0, place])
+    def renew(self, step: Step) -> Tensor:
+        """Take over the last of the accepted places (1, size), where it is a change; the new canvas."""
+        old, place = self.canvas(), int(step.accepted.sum()) - 1
+        new = int(closed(step.drawn, self._tokenizer.end)[0, place])
         if new != int(old[0, place]):
             self.pieces = self._changed(place, new)
         return self.canvas()
