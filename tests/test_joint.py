@@ -16,9 +16,8 @@ from diffasr.text import Spelling, Tokenizer
 
 LETTERS = "abcdefghij"
 END = len(LETTERS)
-SPELLING = Spelling(
-    names=[*LETTERS, ""], labels={letter: n + 1 for n, letter in enumerate(LETTERS)}, longer={}, longest=1
-)
+LABELS = {letter: n + 1 for n, letter in enumerate(LETTERS)}
+SPELLING = Spelling(names=[*LETTERS, ""], labels=LABELS, mirrored=LABELS, longer={}, longest=1)
 
 
 def sound(text: str, *, sure: float = 0.9) -> Sound:
@@ -162,6 +161,7 @@ def test_a_tokenizer_spells_with_short_labels_only(tokenizer: Tokenizer) -> None
     spelling = short.spelling
     assert spelling is not None and short.blank not in spelling.labels.values()
     assert spelling.longest == max(len(writing) for writing in spelling.labels)
+    assert {writing[::-1]: label for writing, label in spelling.labels.items()} == spelling.mirrored
     assert all(spelling.names[short.alphabet[label]] == writing for writing, label in spelling.labels.items())
     assert all(
         writing.startswith(part) and len(writing) > len(part)

@@ -11,7 +11,10 @@ from diffasr.diffusion.lattice import NEVER, Lattice, Sound, both_ways
 from diffasr.text import Spelling
 
 LABELS = {"a": 1, "b": 2, "ab": 3, "ba": 4}  # 0 is the blank; "ab" can be spelled in two ways
-SPELLING = Spelling(names=["a", "b", "ab", "ba", "aba"], labels=LABELS, longer={"a": [3], "b": [4]}, longest=2)
+SPELLING = Spelling(
+    names=["a", "b", "ab", "ba", "aba"], labels=LABELS, mirrored={text[::-1]: label for text, label in LABELS.items()},
+    longer={"a": [3], "b": [4]}, longest=2,
+)  # fmt: skip
 WRITING = {label: text for text, label in LABELS.items()}
 SLOTS = 5
 TEXTS = ["a", "b", "ab", "ba", "aa", "aba", "abab", "bb"]

@@ -51,6 +51,8 @@ class Spelling:
     """Of each token."""
     labels: Mapping[str, int]
     """The label of each writing; the blank has none."""
+    mirrored: Mapping[str, int]
+    """The same, the writings from right to left."""
     longer: Mapping[str, Sequence[int]]
     """The labels that begin with a writing and go on."""
     longest: int
@@ -127,7 +129,9 @@ class Tokenizer:
         for writing, label in labels.items():
             for size in range(1, len(writing)):
                 longer.setdefault(writing[:size], []).append(label)
-        return Spelling(names=names, labels=labels, longer=longer, longest=max(map(len, labels), default=1))
+        mirrored = {writing[::-1]: label for writing, label in labels.items()}
+        longest = max(map(len, labels), default=1)
+        return Spelling(names=names, labels=labels, mirrored=mirrored, longer=longer, longest=longest)
 
     def pieces(self, text: str, *, goes_on: bool = False) -> list[int]:
         """CTC labels of ``text`` (NFC, outer white space dropped); where it ``goes_on``, with a space before it."""

@@ -165,5 +165,4 @@ class Lattice:
 
 def both_ways(sound: Sound, spelling: Spelling) -> tuple[Lattice, Lattice]:
     """A lattice of the clip, and one of the clip reversed, for reversed texts."""
-    mirrored = {writing[::-1]: label for writing, label in spelling.labels.items()}
-    return Lattice(sound, spelling.labels, spelling), Lattice(sound.reversed(), mirrored, spelling)
+    return Lattice(sound, spelling.labels, spelling), Lattice(sound.reversed(), spelling.mirrored, spelling)
