@@ -100,12 +100,16 @@ def _causal(  # noqa: PLR0913
 
 
 def _from_teacher(teacher: Network, batch: Batch, rows: Tensor, logits: Tensor) -> Tensor:
-    """How far (R, ≥ U + 1, V) logits are from the teacher's, over the true text of ``rows`` (R,)."""
+    """How far (R, ≥ U + 1, V) logits are from the teacher's, over the true text of ``rows`` (R,).
+
+    The first token and the end don't count: a Whisper begins with a space, which our texts do not, and on speech without
+    padding it does not know where to stop.
+    """
     lengths = batch.lengths[rows]
     tokens = batch.tokens[rows, : int(lengths.max())]  # (R, U)
     with torch.no_grad():
         wanted = teacher.ar_logits(tokens, teacher.prefill(_only(teacher, batch, rows), batch.languages[rows]))
-    return distil_loss(logits[:, : wanted.shape[1]], wanted, lengths + 1).mean()
+    return distil_loss(logits[:, 1 : wanted.shape[1]], wanted[:, 1:], lengths - 1).mean()
 
 
 def _only(network: Network, batch: Batch, rows: Tensor) -> Speech:

@@ -40,6 +40,28 @@ def words_together(spec: dict[str, Any]) -> dict[str, Any]:
     tokenizer.pre_tokenizer = splitter
     out: dict[str, Any] = json.loads(tokenizer.to_str())
     out["post_processor"] = None
+    return whole(out)
+
+
+def whole(spec: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a tokenizer.json in which every token of several bytes has a merge that makes it.
+
+    A file that was read as if its first line were a header lacks its first merge, and then every word that begins with
+    it is spelled otherwise than the model was taught: Whisper's first is a space and t. Such a token is made of two that
+    are there before it, in its place by number.
+    """
+    out: dict[str, Any] = json.loads(json.dumps(spec))
+    vocab: dict[str, int] = out["model"]["vocab"]
+    special = {token["content"] for token in out["added_tokens"]}
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in out["model"]["merges"]]
+    made = {left + right for left, right in merges}
+    for token in sorted(vocab.keys() - made - special, key=vocab.__getitem__):
+        pairs = [(token[:n], token[n:]) for n in range(1, len(token))]
+        known = [p for p in pairs if all(vocab.get(part, vocab[token]) < vocab[token] for part in p)]
+        if known:
+            before = sum(vocab[left + right] < vocab[token] for left, right in merges)
+            merges.insert(before, known[0])
+    out["model"]["merges"] = [list(m) for m in merges]
     return out
 
 
