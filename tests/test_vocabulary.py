@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from diffasr.text import LANGUAGES, Tokenizer
-from diffasr.train.vocabulary import build, cut, grow, habits, learn_merges, sources, words_together
+from diffasr.train.vocabulary import build, cut, grow, habits, learn_merges, sources, whole, words_together
 
 TEXT = {
     "en": ["the cat sat on the mat", "they said that the weather is there", "that's the other thing"],
@@ -182,3 +182,23 @@ def test_habits_are_the_shares_of_labels_in_each_language(tokenizer: Tokenizer) 
     assert table[0, the].exp().item() == pytest.approx((english.count(the) + 1) / (len(english) + tokenizer.size))
     assert table[0, the] > table[1, the]
     assert table[2].unique().numel() == 2, "no text: every label is as usual as any other"
+
+
+@pytest.mark.parametrize("lost", [0, 1, 40])
+def test_a_lost_merge_is_given_back(original: Spec, lost: int) -> None:
+    """As where a file's first line was taken for a header."""
+    maimed = json.loads(json.dumps(original))
+    del maimed["model"]["merges"][lost]
+    mended, right = Backend.from_str(json.dumps(whole(maimed))), Backend.from_str(json.dumps(original))
+    spoilt = Backend.from_str(json.dumps(maimed))
+    texts = [line for line in LINES if spoilt.encode(line).ids != right.encode(line).ids]
+    assert texts, "the loss is seen in these texts"
+    assert [mended.encode(line).ids for line in texts] == [right.encode(line).ids for line in texts]
+
+
+def test_a_tokenizer_that_lacks_nothing_stays_as_it_is(original: Spec) -> None:
+    same = whole(original)
+    assert [list(m) for m in same["model"]["merges"]] == [
+        m.split(" ") if isinstance(m, str) else list(m) for m in original["model"]["merges"]
+    ]
+    assert same["model"]["vocab"] == original["model"]["vocab"]

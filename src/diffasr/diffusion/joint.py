@@ -126,8 +126,9 @@ class Joint:
             scores = [self.forwards.joined(longer, rest, self.backwards) for rest in after[:REACH]]
             likely = max(scores)
             where = place + scores.index(likely)
-        kept = self.forwards.joined(text, after[0], self.backwards)
-        return where if is_first or likely >= kept - GUARD else None
+        if is_first or likely >= self.forwards.joined(text, after[0], self.backwards) - GUARD:
+            return where
+        return None
 
 
 def opinions(logits: Tensor, tokens: Sequence[int]) -> list[Opinion]:

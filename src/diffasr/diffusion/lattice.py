@@ -72,6 +72,7 @@ class Lattice:
         self.sound, self.labels, self.spelling = sound, labels, spelling
         self._sums: dict[int, Column] = {}
         self._groups: dict[str, Column] = {}
+        self._begun = {"": 0.0}
         silence = self._sum(sound.blank)
         self._nodes = {"": _Node((_Edge(-1, np.full(sound.slots + 1, NEVER), silence),), silence)}
 
@@ -114,8 +115,11 @@ class Lattice:
 
     def begins(self, text: str) -> float:
         """That what the clip says begins with ``text``, which may end inside a label. 0 for nothing."""
-        if not text:
-            return 0.0
+        if text not in self._begun:
+            self._begun[text] = self._beginning(text)
+        return self._begun[text]
+
+    def _beginning(self, text: str) -> float:
         self.node(text)
         first = NEVER
         for size in range(1, min(self.spelling.longest, len(text)) + 1):
