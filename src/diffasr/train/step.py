@@ -102,8 +102,8 @@ def _causal(  # noqa: PLR0913
 def _from_teacher(teacher: Network, batch: Batch, rows: Tensor, logits: Tensor) -> Tensor:
     """How far (R, ≥ U + 1, V) logits are from the teacher's, over the true text of ``rows`` (R,).
 
-    The first token and the end don't count: a Whisper begins with a space, which our texts do not, and on speech without
-    padding it does not know where to stop.
+    The first token and the end don't count: a Whisper begins with a space, which our texts do not, and without padding
+    it does not know where to stop.
     """
     lengths = batch.lengths[rows]
     tokens = batch.tokens[rows, : int(lengths.max())]  # (R, U)

@@ -47,8 +47,8 @@ def whole(spec: dict[str, Any]) -> dict[str, Any]:
     """A copy of a tokenizer.json in which every token of several bytes has a merge that makes it.
 
     A file that was read as if its first line were a header lacks its first merge, and then every word that begins with
-    it is spelled otherwise than the model was taught: Whisper's first is a space and t. Such a token is made of two that
-    are there before it, in its place by number.
+    it is spelled otherwise than the model was taught: Whisper's first is a space and t. Such a token is made of two
+    that are there before it, in its place by number.
     """
     out: dict[str, Any] = json.loads(json.dumps(spec))
     vocab: dict[str, int] = out["model"]["vocab"]
