@@ -9,6 +9,7 @@ one that begins alike costs only what differs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,14 +55,16 @@ class Sound:
     """CTC's posterior of one clip, (N, C) log-probabilities, as the lattices read it."""
 
     def __init__(self, log_probs: NDArray[np.float32], *, blank: int) -> None:
-        self.log_probs = log_probs.astype(np.float64)
-        self.slots = len(log_probs)
-        self.blank = blank
-        self.shares: NDArray[np.float32] = np.exp(log_probs)
+        self.log_probs, self.slots, self.blank = log_probs, len(log_probs), blank
+
+    @cached_property
+    def shares(self) -> NDArray[np.float32]:
+        """The probabilities themselves."""
+        return np.exp(self.log_probs)
 
     def reversed(self) -> "Sound":
-        """The same, last slot first."""
-        return Sound(np.asarray(self.log_probs[::-1], np.float32), blank=self.blank)
+        """The same, last slot first; nothing is copied."""
+        return Sound(self.log_probs[::-1], blank=self.blank)
 
 
 class Lattice:
@@ -106,7 +109,7 @@ class Lattice:
     def _sum(self, label: int) -> Column:
         """(N + 1,) of a path that stays in one label from the start."""
         if label not in self._sums:
-            self._sums[label] = np.concatenate(([0.0], np.cumsum(self.sound.log_probs[:, label])))
+            self._sums[label] = np.concatenate(([0.0], np.cumsum(self.sound.log_probs[:, label], dtype=np.float64)))
         return self._sums[label]
 
     def whole(self, text: str) -> float:
