@@ -63,7 +63,7 @@ def test_the_evidence_follows_hints_that_move() -> None:
     """In every step of a decode the logits are those of the reference, for the hints that the network was given."""
     seen: list[Tensor] = []
     hears, said, weight = "thedgran", "thedogran", 0.2
-    results, script = scripted([said], [hears], ctc_weight=weight)
+    results, script = scripted([said], [hears], ctc_weight=weight, accept="prefix")
     assert results[0].text == said
     hints = [call["hints"] for call in script.calls]
     assert len({tuple(h[0].tolist()) for h in hints}) > 1, "they moved"
@@ -72,7 +72,7 @@ def test_the_evidence_follows_hints_that_move() -> None:
     cache = script.prefill(heard(model, [hears]), None)
     paths = ctc.heard(cache.ctc, cache.slots, blank=tokenizer.blank, joined=tokenizer.joined)
     for draft in denoise_steps(
-        model, cache, paths, torch.tensor([16]), SamplingOptions(ctc_weight=weight), seeds=[0]
+        model, cache, paths, torch.tensor([16]), SamplingOptions(ctc_weight=weight, accept="prefix"), seeds=[0]
     ):  # fmt: skip
         plain = 30.0 * torch.nn.functional.one_hot(cache.memory[:, :16], tokenizer.size)
         expected = slow(plain, cache.ctc, hints[len(seen)].tolist(), tokenizer, weight).log_softmax(-1)

@@ -42,16 +42,21 @@ def test_both_bounds_count() -> None:
 
 @given(st.floats(0, 1), st.lists(st.floats(0.001, 1), min_size=1, max_size=9), st.floats(0, 1), st.floats(0.001, 1))
 def test_more_evidence_of_speech_means_less_doubt(voice: float, sure: list[float], more: float, extra: float) -> None:
-    doubt = no_speech_probability(voice, heard(*sure))
+    doubt = no_speech_probability(voice, heard(*sure), 1.0)
     assert 0 <= doubt <= 1
-    assert no_speech_probability(max(voice, more), heard(*sure)) <= doubt + 1e-9
-    assert no_speech_probability(voice, heard(*(max(p, extra) for p in sure))) <= doubt + 1e-9
+    assert no_speech_probability(max(voice, more), heard(*sure), 1.0) <= doubt + 1e-9
+    assert no_speech_probability(voice, heard(*(max(p, extra) for p in sure)), 1.0) <= doubt + 1e-9
 
 
 def test_what_ctc_cannot_place_is_left_to_the_detector() -> None:
-    assert no_speech_probability(0.9, heard(0.0, 0.0)) == pytest.approx(0.1)
-    assert no_speech_probability(0.9, []) == pytest.approx(0.1)
-    assert no_speech_probability(0.95, heard(0.001)) > 0.8 > no_speech_probability(0.95, heard(0.1))
+    assert no_speech_probability(0.9, heard(0.0, 0.0), 1.0) == pytest.approx(0.1)
+    assert no_speech_probability(0.9, [], 1.0) == pytest.approx(0.1)
+    assert no_speech_probability(0.95, heard(0.001), 1.0) > 0.8 > no_speech_probability(0.95, heard(0.1), 1.0)
+
+
+def test_a_letter_in_seconds_of_sound_needs_better_evidence() -> None:
+    assert no_speech_probability(1.0, heard(0.2), 4.0) > 0.8 > no_speech_probability(1.0, heard(0.2), 1.0)
+    assert no_speech_probability(1.0, heard(0.9), 4.0) < 0.8, "a single sign that is surely heard is believed"
 
 
 def test_another_try_leaves_room_for_chance() -> None:

@@ -73,7 +73,7 @@ def test_times_are_rounded_to_milliseconds_in_json_only() -> None:
 
 def test_every_value_but_the_times_comes_through_unchanged() -> None:
     as_dict = make_transcript().to_dict()
-    derived = {"end": 1.235, "words": [], "compression_ratio": make_segment().compression_ratio}
+    derived = {"end": 1.235, "words": [], "alternatives": [], "compression_ratio": make_segment().compression_ratio}
     assert as_dict["segments"][0] == {**dataclasses.asdict(make_segment()), **derived}
     expected = {**dataclasses.asdict(make_transcript()), "duration": 1.235, "segments": as_dict["segments"], "gaps": []}
     assert as_dict == expected

@@ -11,17 +11,20 @@ from diffasr.words import HeardWord
 LONGEST_LOOP = 10
 """Words, or Chinese characters, of the longest loop that is looked for."""
 _FEWEST = 8  # below, "no, no, no, no" is what people say
-_HALF = 0.02  # CTC's evidence that counts half: noise has less than 0.005, the least clear speech of the dev set 0.1
+_HALF = 0.02  # CTC's evidence that counts half: the least clear speech of the dev set has 0.1, most noise under 0.005
+_SPARSE, _SPARSE_HALF = 0.5, 1.0  # letters a second below which the evidence must be so much better: a letter in noise
 
 
-def no_speech_probability(speech_probability: float, words: Sequence[HeardWord]) -> float:
-    """How likely it is that nobody speaks in a window, in [0, 1]; not calibrated.
+def no_speech_probability(speech_probability: float, words: Sequence[HeardWord], seconds: float) -> float:
+    """How likely it is that nobody speaks in a window of so many seconds, in [0, 1]; not calibrated.
 
     speech_probability: the detector's mean where it hears speech. words: of the text, with CTC's probability of each.
     Where CTC has no room for the text all of these are 0, and the detector decides alone.
     """
     evidence = sum(word.probability for word in words) / max(1, len(words))
-    heard = evidence / (evidence + _HALF) if evidence else 1.0
+    letters = sum(c.isalnum() for word in words for c in word.word)
+    half = _SPARSE_HALF if letters < _SPARSE * seconds else _HALF
+    heard = evidence / (evidence + half) if evidence else 1.0
     return 1 - speech_probability * heard
 
 

@@ -220,7 +220,7 @@ class Transcriber:
                 heard = self._decode_all([window], again, 0)[0]
             if not any(c.isalnum() for c in heard.text):
                 return Gap(start=start, end=end, reason="no text")
-            doubt = no_speech_probability(window.speech_probability, heard.words)
+            doubt = no_speech_probability(window.speech_probability, heard.words, end - start)
             if doubt > listen.no_speech:
                 return Gap(start=start, end=end, reason="no speech")
             if not is_loop(heard.text, heard.language, listen):

@@ -111,7 +111,7 @@ class Segment:
             "no_speech_prob": self.no_speech_prob,
             "compression_ratio": self.compression_ratio,
             "words": [word.to_dict() for word in self.words],
-            **({"alternatives": [other.to_dict() for other in self.alternatives]} if self.alternatives else {}),
+            "alternatives": [other.to_dict() for other in self.alternatives],
         }
 
 
@@ -191,7 +191,14 @@ class Transcript:
         """What ``to_dict`` wrote, with its rounded times; raises OptionError for anything else."""
         try:
             segments = [
-                _made(Segment, part | {"words": tuple(_made(Word, word) for word in part["words"])})
+                _made(
+                    Segment,
+                    part
+                    | {
+                        "words": tuple(_made(Word, word) for word in part["words"]),
+                        "alternatives": tuple(_made(Alternative, other) for other in part.get("alternatives", ())),
+                    },
+                )
                 for part in facts["segments"]
             ]
             gaps = tuple(_made(Gap, gap) for gap in facts["gaps"])
