@@ -92,7 +92,7 @@ def stages_of(asr: Transcriber, args: argparse.Namespace) -> dict[str, Callable[
         "encoder": lambda: network.hear(features, frames),
         "prefill": lambda: network.prefill(speech, languages),
         "step": lambda: network.denoise(canvas, cache, lengths=lengths, hints=hints),
-        "sampler": lambda: list(sample(lambda _, __: logits, canvas, lengths, one, end=tokenizer.end)),
+        "sampler": lambda: list(sample(lambda *_: logits, canvas, lengths, one, end=tokenizer.end)),
         "AR token": lambda: reader(canvas[:, :1]),
     }
 
