@@ -1,5 +1,6 @@
 """The command line as its users meet it: words in, text and exit codes out."""
 
+import errno
 import io
 import json
 import shutil
@@ -384,3 +385,15 @@ def test_every_option_of_evaluate_arrives(monkeypatch: pytest.MonkeyPatch) -> No
     asked = ((Path("r"), 2.0), {"normaliser": "whisper", "rows": Path("o")})
     written = ((Path("o"), "whisper", Path("o")), {"training": {"log": Path("l")}})
     assert seen == ["m", ["a", "b"], options, Path("o"), written, (asked, EMPTY, ["rows"])]
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(_args: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "run", full)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    assert cli.main(["doctor"]) == 1
+    assert capsys.readouterr().err == (
+        "diffasr: the output can't be written: No space left on device; make room and call again\n"
+    )

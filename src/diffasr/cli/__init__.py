@@ -4,6 +4,7 @@ Exit codes: 0 all done, 1 some recording or step failed, 2 the call itself was w
 """
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except DiffasrError as error:
         print(f"diffasr: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        sys.stdout = None  # what it still holds can't be written either
+        print(f"diffasr: the output can't be written: {error.strerror}; make room and call again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("diffasr: interrupted", file=sys.stderr)
