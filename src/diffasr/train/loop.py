@@ -24,9 +24,10 @@ from diffasr.errors import RecipeError
 from diffasr.evaluate.store import Decoder, score_store
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import Model
+from diffasr.train.ahead import Dealt, made
 from diffasr.train.augment import Augment
 from diffasr.train.buckets import Buckets
-from diffasr.train.data import FeatureStore, Item, collate, deal, deal_buckets, read_items
+from diffasr.train.data import FeatureStore, Item, deal, deal_buckets, read_items
 from diffasr.train.distributed import Step, Team, load_state, recompute_, save_state, spread_
 from diffasr.train.lora import add_lora, merge_lora
 from diffasr.train.recordings import Recordings, joined
@@ -71,7 +72,9 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
     if recipe.recompute:
         recompute_(network)
     items = _items(recipe, model)
-    teacher = checkpoint.load(recipe.teacher, device=str(team.device)).network if recipe.teacher else None
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = checkpoint.load(recipe.teacher, device=str(team.device), precision="float32").network
     dev = FeatureStore(recipe.dev) if recipe.dev.is_dir() else _recordings(recipe.dev, Augment(), model)
     looks: Sequence[int] = range(0, len(dev.utterances), max(1, len(dev.utterances) // recipe.evaluate_count))
     if overfit:
@@ -96,9 +99,10 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
             network.load_state_dict(saved["network"], strict=False)
             optimiser.load_state_dict(saved["optimiser"])
             average, saved = [value.to(team.device) for value in saved["average"]], None
-        batches = _batches(items, recipe, place, shares)
         step = team.wrap(Step(network, partial(losses, stage=stage, tokenizer=model.tokenizer, teacher=teacher)))
         mine = team.share(stage.batches)
+        plan = _plan(items, recipe, stage, (place.epoch, place.batch), shares, mine)
+        batches = made(plan, items, end=model.tokenizer.end, seed=recipe.seed, workers=recipe.workers)
         columns = (
             TextColumn(stage.name),
             MofNCompleteColumn(),
@@ -114,16 +118,16 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                 told: dict[str, float] = {}
                 rows = 0
                 for turn in range(stage.batches):
-                    chosen = next(batches)
-                    rows += len(chosen)
-                    if turn not in mine:
+                    dealt, batch = next(batches)
+                    place.epoch, place.batch = dealt.epoch, dealt.number
+                    rows += len(dealt.rows)
+                    if batch is None:
                         continue
-                    batch = collate(chosen, end=model.tokenizer.end, seed=(recipe.seed, place.epoch, place.batch))
                     generator = torch.Generator(team.device).manual_seed(
                         recipe.seed * 1_000_003 + number * 500_009 + place.step + turn * 7_368_787
                     )
                     with team.gathering(step, turn == mine[-1]):
-                        with team.device, torch.autocast(team.device.type, torch.bfloat16, enabled=recipe.autocast):
+                        with team.device, _rounding(team.device, recipe.autocast):
                             parts = step(team.on_device(batch), generator)
                         weighted = [getattr(stage, name) * value for name, value in parts.items()]
                         (torch.stack(weighted).sum() / len(mine)).backward()
@@ -243,19 +247,29 @@ def _set_rates(optimiser: torch.optim.AdamW, stage: Stage, step: int) -> float:
     return share
 
 
-def _batches(items: list[Item], recipe: Recipe, place: Place, shares: dict[str, float] | None) -> Iterator[list[Item]]:
-    """Batches from ``place`` on, for ever; ``place`` moves along."""
+def _plan(
+    items: list[Item],
+    recipe: Recipe,
+    stage: Stage,
+    place: tuple[int, int],
+    shares: dict[str, float] | None,
+    mine: range,
+) -> Iterator[Dealt]:
+    """Batches from ``place`` (epoch, batches of it that are done) on, for ever."""
+    numbers = {id(item): number for number, item in enumerate(items)}
+    epoch, done = place
+    turn = 0
     while True:
-        stage = recipe.stages[place.stage]
         if recipe.buckets:
             plan = Buckets(seconds=stage.seconds, count=recipe.buckets, together=stage.batches, seed=recipe.seed)
-            dealt = deal_buckets(items, plan, epoch=place.epoch, shares=shares)
+            batches = deal_buckets(items, plan, epoch=epoch, shares=shares)
         else:
-            dealt = deal(items, epoch=place.epoch, seed=recipe.seed, seconds=stage.seconds, shares=shares)
-        while place.batch < len(dealt):
-            place.batch += 1
-            yield dealt[place.batch - 1]
-        place.epoch, place.batch = place.epoch + 1, 0
+            batches = deal(items, epoch=epoch, seed=recipe.seed, seconds=stage.seconds, shares=shares)
+        for number in range(done, len(batches)):
+            rows = tuple(numbers[id(item)] for item in batches[number])
+            yield Dealt(epoch, number + 1, rows, turn % stage.batches in mine)
+            turn += 1
+        epoch, done = epoch + 1, 0
 
 
 @torch.no_grad()
@@ -310,6 +324,12 @@ def _state(
         "average": list(average),
         "place": vars(place),
     }
+
+
+def _rounding(device: torch.device, is_on: bool) -> torch.autocast:
+    """Products in bfloat16. Nothing cast is kept: before torch 2.12 a weight that was cast first without gradients, for
+    self-conditioning, silently got none for the rest of the step."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_on, cache_enabled=False)
 
 
 @contextmanager

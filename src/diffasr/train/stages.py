@@ -134,6 +134,8 @@ class Recipe:
     """How much of an epoch each language gets; None: as it comes."""
     buckets: int = 0
     """Batches are of so many classes of length, each with as many rows as fit; 0: of neighbours in length."""
+    workers: int = 0
+    """Processes that read and change sound ahead, while the device computes; 0: it waits for each batch."""
     seed: int = 0
     autocast: bool = True
     """Matrix products in bfloat16; weights that learn stay float32."""
@@ -154,9 +156,10 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if not names or len({*names, "model"}) <= len(names):  # out/model holds the result
             raise RecipeError(f"{self.name}: each stage needs a name of its own, and not model, got {names}")
-        if min(self.evaluate_every, self.evaluate_count, self.save_every) < 1 or self.buckets < 0:
+        if min(self.evaluate_every, self.evaluate_count, self.save_every) < 1 or min(self.buckets, self.workers) < 0:
             raise RecipeError(
-                f"{self.name}: evaluate_every, evaluate_count and save_every must be at least 1, buckets 0 or more"
+                f"{self.name}: evaluate_every, evaluate_count and save_every must be at least 1, buckets and workers 0 "
+                "or more"
             )
         if self.precision not in get_args(Precision):
             raise RecipeError(f"{self.name}: precision is one of {get_args(Precision)}, got {self.precision!r}")
