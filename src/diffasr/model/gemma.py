@@ -340,8 +340,8 @@ class GemmaNetwork(nn.Module):
     def _unembed(self, hidden: Tensor) -> Tensor:
         """(..., D) to soft-capped float32 logits (..., V), as the backbone's forward does."""
         head, cap = self.backbone.lm_head, self.backbone.final_logit_softcapping
-        logits: Tensor = head(hidden.to(head.weight.dtype)).float()
-        return torch.tanh(logits / cap) * cap
+        scaled: Tensor = head(hidden.to(head.weight.dtype)).float() / cap  # the unscaled are let go: they are GBs
+        return torch.tanh(scaled) * cap
 
 
 def _branch(keys_values: DynamicCache) -> DynamicCache:
