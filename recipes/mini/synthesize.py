@@ -331,7 +331,7 @@ def _noise(samples: Samples, *, snr_db: float, rng: np.random.Generator) -> Samp
 
 
 def clips(args: argparse.Namespace, engine: Engine, done: set[str]) -> Iterator[tuple[str, str, str, Samples]]:
-    """File name, text, speaker and sound of every clip whose name without its ending is not ``done``, over and over through the sentences."""
+    """File name, text, speaker and sound of every clip whose stem is not ``done``, over and over through the texts."""
     texts = sentences(args.text, args.lang, args.seed)
     for index in range(20 * len(texts)):
         name = f"{args.seed}_{index:06d}.ogg"
