@@ -1,4 +1,4 @@
-"""What is recorded once and replayed says what it would have said. On the CPU a fake recorder stands for CUDA graphs."""
+"""What is recorded once and replayed says what it would have said. A fake recorder stands for CUDA graphs."""
 
 import copy
 import gc
@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_gemma import speech_of, tiny_network, tokens_of
+from test_gemma import ROOMY, TIGHT, keys_and_values, speech_of, tiny_network, tokens_of
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from diffasr.model import replay
 from diffasr.model.gemma import GemmaNetwork
-from diffasr.model.network import Cache
+from diffasr.model.network import Cache, Speech
 from diffasr.model.replay import Recording, Replays, first_cause
 
-LANGUAGES = torch.tensor([0, 3, 1])
+LANGUAGES = torch.tensor([0, 3, 1, 2])
 
 
 class Tally:
@@ -69,22 +71,48 @@ def test_a_replayed_step_says_the_same(network: GemmaNetwork) -> None:
     for turn, (which, lengths) in enumerate([(0, [8, 5, 3]), (0, [8, 8, 2]), (1, [8, 8, 8]), (0, [7, 8, 8])]):
         found, wanted = (said(n, caches[which], lengths, turn) for n in (network, plain))
         torch.testing.assert_close(found, wanted)
-        assert (tally.recorded, tally.replayed) == (min(turn, 1), turn), "the first time plainly, then from the tape"
+        told = (tally.recorded - 2, tally.replayed - 2)  # the second prefill has two passes
+        assert told == (min(turn, 1), turn), "the first time plainly, then from the tape"
+
+
+@pytest.mark.parametrize("window", [ROOMY, TIGHT])
+@pytest.mark.parametrize("is_known", [True, False])
+@torch.inference_mode()
+def test_a_replayed_prefill_makes_the_same_cache(window: int, is_known: bool) -> None:
+    network = tiny_network(window, lora=True).requires_grad_(False)
+    network.backbone.set_experts_implementation("batched_mm")
+    plain = copy.deepcopy(network)
+    tally = watched(network)
+    languages = LANGUAGES[:3] if is_known else None
+    for lengths in ([40, 9, 25], [40, 40, 40], [16, 40, 8], [40, 40, 16], [40, 40, 40]):
+        found, wanted = (n.prefill(speech_of(lengths), languages) for n in (network, plain))
+        torch.testing.assert_close(found.language_logits, wanted.language_logits)
+        torch.testing.assert_close(found.memory.hidden, wanted.memory.hidden)
+        for a, b in zip(keys_and_values(found), keys_and_values(wanted), strict=True):
+            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(said(network, found, [8, 8, 8]), said(plain, wanted, [8, 8, 8]))
+        text = tokens_of(3, 5)
+        torch.testing.assert_close(network.ar_logits(text, found), plain.ar_logits(text, wanted))
+    assert tally.recorded >= 3 and tally.replayed >= 6, "the prompt with a mask and without, the language, the steps"
+    layers = [c.memory.keys_values.layers for c in (found, wanted)]
+    for mine, theirs in zip(*layers, strict=True):
+        assert vars(mine).keys() == vars(theirs).keys() and mine.get_seq_length() == theirs.get_seq_length()
 
 
 @torch.inference_mode()
 def test_rows_are_filled_up_and_share_a_recording(network: GemmaNetwork) -> None:
     plain = copy.deepcopy(network)
     tally = watched(network)
-    said(network, prefilled(network, [40, 9, 25, 16][:3]), [8, 5, 3])
+    said(network, prefilled(network, [40, 9, 25, 16]), [8, 5, 3, 8])
     whole = prefilled(network, [40, 9, 25])
     said(network, whole, [8, 8, 8])  # 3 rows of 4
+    assert tally.recorded == 3, "two passes of prefill and a step"
     two = network.select(whole, torch.tensor([2, 1]))
     for _ in range(2):
         torch.testing.assert_close(said(network, two, [8, 6]), said(plain, two, [8, 6]))
-    assert tally.recorded == 2, "of 4 rows and of 2"
+    assert tally.recorded == 4, "a step of two rows"
     torch.testing.assert_close(said(network, whole, [8, 1, 8]), said(plain, whole, [8, 1, 8]))
-    assert tally.recorded == 2
+    assert tally.recorded == 4
 
 
 @torch.inference_mode()
@@ -142,7 +170,7 @@ def test_moved_weights_are_recorded_anew(network: GemmaNetwork) -> None:
     for turn in range(3):
         cache = prefilled(network, [40])
         assert torch.equal(said(network, cache, [8], turn), said(plain, cache, [8], turn))
-    assert tally.recorded == 2
+    assert tally.recorded == 6, "three passes, twice"
 
 
 def test_a_copy_has_recorded_nothing(network: GemmaNetwork) -> None:
@@ -243,6 +271,49 @@ def test_weights_on_one_device_and_frozen(is_frozen: bool) -> None:
         assert not Replays(Tally, "cpu").serves(Owner(), layer)
 
 
+class Strict(TorchDispatchMode):
+    """Lets nothing pass that is not on the meta device, which has no numbers to ask for and none to copy to."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        found = [value for value in tree_leaves((args, kwargs, out)) if isinstance(value, Tensor)]
+        assert all(value.device.type == "meta" for value in found), f"{func} takes or gives a number of the host"
+        return out
+
+
+@torch.inference_mode()
+def test_what_is_recorded_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CUDA would demand: no number is read, none comes from the host."""
+    network = tiny_network(lora=True).requires_grad_(False).bfloat16()
+    network.backbone.set_experts_implementation("grouped_mm")
+    network.to("meta")
+    recorded: list[int] = []
+    is_inside = False
+
+    def record(work: Callable[[], list[Tensor]], device: torch.device) -> Recording:
+        nonlocal is_inside
+        is_inside = True
+        with Strict():
+            results = work()
+        is_inside = False
+        recorded.append(len(results))
+        return lambda: None, results
+
+    def answer(_: Tensor, *args: Any) -> bool:
+        assert not is_inside, "a number is asked for"
+        return False
+
+    monkeypatch.setattr(Tensor, "all", answer)
+    monkeypatch.setattr(Tensor, "__bool__", answer)
+    network.replays = Replays(lambda: record, "meta")
+    frames, sizes = torch.randn(2, 40, 16, device="meta", dtype=torch.bfloat16), torch.full((2,), 40, device="meta")
+    canvas, lengths = torch.zeros(2, 8, dtype=torch.long, device="meta"), torch.full((2,), 8, device="meta")
+    for _ in range(2):
+        cache = network.prefill(Speech(frames=frames, lengths=sizes), None)
+        network.denoise(canvas, cache, lengths=lengths)
+    assert recorded == [7, 7, 1], "prompt and language with the keys and values of three layers, and a step"
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.filterwarnings("default")
@@ -252,16 +323,22 @@ def test_a_graph_says_the_same(network: GemmaNetwork) -> None:
     network.backbone.set_experts_implementation("grouped_mm")
     network.bfloat16().to(card)
     speech = speech_of([40, 9, 25])
-    speech = type(speech)(frames=speech.frames.to(card, torch.bfloat16), lengths=speech.lengths.to(card))
-    cache = network.prefill(speech, LANGUAGES.to(card))
+    speech = Speech(frames=speech.frames.to(card, torch.bfloat16), lengths=speech.lengths.to(card))
+    network.replays.is_on = False
+    wanted = network.prefill(speech, LANGUAGES[:3].to(card))
+    network.replays.is_on = True
+    for _ in range(3):
+        cache = network.prefill(speech, LANGUAGES[:3].to(card))
+        for a, b in zip(keys_and_values(cache), keys_and_values(wanted), strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
     one = network.select(cache, torch.tensor([1], device=card))
     for turn in range(4):
-        for wanted, lengths in ((cache, [8, 5, 3]), (cache, [16, 16, 16]), (one, [8])):
+        for which, lengths in ((cache, [8, 5, 3]), (cache, [16, 16, 16]), (one, [8])):
             canvas = ((tokens_of(len(lengths), max(lengths)) + turn) % 40).to(card)
             network.replays.is_on = False
-            plain = network.denoise(canvas, wanted, lengths=torch.tensor(lengths, device=card))
+            plain = network.denoise(canvas, which, lengths=torch.tensor(lengths, device=card))
             network.replays.is_on = True
-            found = network.denoise(canvas, wanted, lengths=torch.tensor(lengths, device=card))
+            found = network.denoise(canvas, which, lengths=torch.tensor(lengths, device=card))
             torch.testing.assert_close(found, plain, rtol=2e-2, atol=2e-2)
             assert network.replays.is_on
-    assert len(network.replays._tapes) == 3
+    assert len(network.replays._tapes) == 5, "two passes of prefill and three steps"

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 PLACES = 2048
 """Rows by places that are recorded at most: with more of them the device takes longer than Python."""
-TAPES = 16
+TAPES = 24
 """Graphs that are kept at most; the one that was not used for longest goes."""
-ROOM = 2 << 30
-"""Bytes that must be free before one is recorded."""
+ROOM = 4 << 30
+"""Bytes that must be free before one is recorded, at that time and when most was in use so far."""
 
 Run = Callable[[Sequence[Tensor], Sequence[Tensor | None]], list[Tensor]]
 """What is recorded: of tensors that are held for several calls, and those given anew for each, their first dimension
@@ -49,9 +49,10 @@ class GraphRecorder:
         """See Recorder."""
         with torch.cuda.device(device):
             torch.cuda.empty_cache()
-            free = torch.cuda.mem_get_info()[0]
+            free, whole = torch.cuda.mem_get_info()
+            free = min(free, whole - torch.cuda.max_memory_allocated())
             if free < ROOM:
-                raise RuntimeError(f"{free / 1e9:.1f} GB are free and {ROOM / 1e9:.1f} are wanted")
+                raise RuntimeError(f"of the GPU's memory {free / 1e9:.1f} GB stay free, {ROOM / 1e9:.1f} are wanted")
             stream, pool = self._side = self._side or (torch.cuda.Stream(), torch.cuda.graph_pool_handle())
             graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
             try:
@@ -59,7 +60,7 @@ class GraphRecorder:
                     results = work()
             except RuntimeError:  # torch leaves its stream and its allocator as they were while it recorded
                 torch.cuda.set_stream(before)
-                with suppress(RuntimeError):
+                with suppress(RuntimeError, AttributeError):
                     torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
                 raise
         return graph.replay, results
