@@ -1,8 +1,7 @@
 """The 26 B system with random weights at real shapes: encoder, prefill and one step, against what the device could do.
 
     python benchmarks/gemma_step.py [--device cuda] [--batches 1,8,32] [--canvas 192] [--steps 1,4,8,16] [--rounds 10]
-        [--experts auto] [--self-conditioning] [--bandwidth GB/S --tflops T] [--graph] [--limit 60]
-        [--out FILE]
+        [--experts auto] [--self-conditioning] [--bandwidth GB/S --tflops T] [--limit 60] [--out FILE]
     python benchmarks/gemma_step.py --tiny        # a model of width 32 on the CPU: shows that the script runs, no more
 
 A step can't be faster than reading every weight that it needs, nor than its products. Bandwidth and rate of products
@@ -13,6 +12,11 @@ does not depend on it, but for the experts that its places choose. Random router
 choose less evenly; the floor, all experts once a step, is right for both as long as none is left out. How many were
 chosen is counted and printed.
 
+On CUDA, prefill and step are measured kernel by kernel and as replays of what was recorded (diffasr.model.replay), at
+every batch, though the product records small ones only; with them the difference of their logits and the time of the
+graph alone, without what the host does around it. Where nothing can be recorded, the first error and its line are told,
+and recording is tried once more with fewer of CUDA's checks.
+
 A batch that does not fit ends the run with what was measured before it, and so does --limit. --out writes the figures
 as JSON, anew after each batch.
 """
@@ -22,8 +26,10 @@ import json
 import re
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +40,7 @@ from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.gemma import CANVAS, GemmaNetwork, Prompt, build_backbone, full_text_config
 from diffasr.model.info import FRAMES
 from diffasr.model.projector import Projector
+from diffasr.model.replay import PLACES, GraphRecorder, Replays
 
 SECONDS = 30
 FULL = "out of memory|ALLOC_FAILED"
@@ -103,8 +110,6 @@ def main() -> None:
                 args.out.write_text(json.dumps(facts | {"floor": asdict(floor), "batches": times}, indent=1) + "\n")
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        if args.graph:
-            replays(network, times, args)
     report(times, floor, args)
 
 
@@ -121,7 +126,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--self-conditioning", action="store_true")
     parser.add_argument("--bandwidth", type=float, help="GB/s; default: measured")
     parser.add_argument("--tflops", type=float, help="of bfloat16 products; default: measured")
-    parser.add_argument("--graph", action="store_true", help="also replay each step as one CUDA graph")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which no further batch is begun")
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
     return parser.parse_args()
@@ -218,6 +222,7 @@ def measure(network: GemmaNetwork, batch: int, args: argparse.Namespace) -> dict
     known = torch.zeros(batch, dtype=torch.int64, device=device)
     speech = network.hear(mel, lengths)
     encoder = timed(lambda: network.hear(mel, lengths), device, args.rounds)
+    network.replays.is_on = False
     prefill = timed(lambda: network.prefill(speech, known), device, args.rounds)
     cache = network.prefill(speech, known)
     canvas = torch.randint(vocabulary, (batch, args.canvas), device=device)
@@ -227,12 +232,13 @@ def measure(network: GemmaNetwork, batch: int, args: argparse.Namespace) -> dict
         previous = network.denoise(canvas, cache, lengths=places)
     launched: list[float] = []
 
-    def step() -> None:
+    def step() -> Tensor:
         started = time.perf_counter()
-        network.denoise(canvas, cache, lengths=places, previous=previous)
+        logits = network.denoise(canvas, cache, lengths=places, previous=previous)
         launched.append(time.perf_counter() - started)
+        return logits
 
-    return {
+    found = {
         "encoder": encoder,
         "prefill": prefill,
         "step": timed(step, device, args.rounds),
@@ -240,33 +246,40 @@ def measure(network: GemmaNetwork, batch: int, args: argparse.Namespace) -> dict
         "experts": chosen_experts(network, step),
         "peak": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
     }
+    if device.type == "cuda" and not args.self_conditioning and args.experts != "eager":
+        calls: dict[str, Callable[[], Any]] = {
+            "replayed prefill": lambda: network.prefill(speech, known),
+            "replayed step": step,
+        }
+        found |= replayed(network, calls, batch, args)
+    return found
 
 
-def replays(network: GemmaNetwork, times: dict[int, dict[str, float]], args: argparse.Namespace) -> None:
-    """Add to each batch the seconds of a step that is recorded once and replayed: the host has nothing to do."""
-    like = network.encoder.conv1.weight
-    device, vocabulary = like.device, network.backbone.config.get_text_config().vocab_size
-    for batch, stage in times.items():
-        mel = torch.randn(batch, 80, 2 * FRAMES, device=device, dtype=like.dtype)
-        speech = network.hear(mel, torch.full((batch,), 2 * FRAMES, device=device))
-        cache = network.prefill(speech, torch.zeros(batch, dtype=torch.int64, device=device))
-        canvas = torch.randint(vocabulary, (batch, args.canvas), device=device)
-        places = torch.full((batch,), args.canvas, device=device)
-        try:
-            side = torch.cuda.Stream(device)
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    network.denoise(canvas, cache, lengths=places)
-            torch.cuda.current_stream(device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                network.denoise(canvas, cache, lengths=places)
-            stage["graph"] = timed(graph.replay, device, args.rounds)
-        except RuntimeError as error:
-            print(f"a step at batch {batch} can't be recorded: {error}")
-            return
-        print(f"  batch {batch} as a graph: {stage['graph']:.4g}", flush=True)
+def replayed(
+    network: GemmaNetwork, calls: dict[str, Callable[[], Any]], batch: int, args: argparse.Namespace
+) -> dict[str, float]:
+    """Seconds of ``calls``, the last of them a step, as the product replays them, and of the step's graph alone."""
+    device = network.encoder.conv1.weight.device
+    plain = calls["replayed step"]()[0].clone()  # of the first row
+    for mode in ("thread_local", "relaxed"):
+        network.replays = Replays(partial(GraphRecorder, mode))
+        network.replays.places = 2**30
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                found = {name: timed(call, device, args.rounds) for name, call in calls.items()}
+            except torch.OutOfMemoryError:
+                print(f"  batch {batch}: no room for what is recorded")
+                break
+        if network.replays.is_on:
+            *_, tape = network.replays._tapes.values()  # the step's was used last
+            found["graph"] = timed(tape.replay, device, args.rounds)
+            found["difference"] = float((calls["replayed step"]()[0] - plain).abs().max())
+            network.replays.forget()
+            return found
+        print(f"  batch {batch}, capture mode {mode}: {' '.join(str(warning.message) for warning in told)}", flush=True)
+    network.replays.is_on = False
+    return {}
 
 
 def chosen_experts(network: GemmaNetwork, step: Callable[[], object]) -> float:
@@ -292,19 +305,28 @@ def report(times: dict[int, dict[str, float]], floor: Floor, args: argparse.Name
               f"{stage['experts']:.1f} | {stage['peak'] / 1e9:.1f} |")  # fmt: skip
     if not times:
         return
-    for batch in [b for b, stage in times.items() if "graph" in stage]:
-        share = times[batch]["graph"] / max(floor.seconds(batch * args.canvas))
-        print(f"batch {batch}, a step as one CUDA graph: {1e3 * times[batch]['graph']:.1f} ms, {share:.1f} x its floor")
-    speeds = {
-        steps: {b: b * SECONDS / (t["encoder"] + t["prefill"] + steps * t["step"]) for b, t in times.items()}
-        for steps in args.steps
-    }
+    if any("graph" in stage for stage in times.values()):
+        print(f"\n| batch | replayed prefill ms | replayed step ms | of it the graph | graph / floor | differs by |"
+              f"\n{'|---' * 6}|")  # fmt: skip
+    for batch, stage in times.items():
+        if "graph" in stage:
+            measured = " | ".join(f"{1e3 * stage[name]:.1f}" for name in ("replayed prefill", "replayed step", "graph"))
+            share = stage["graph"] / max(floor.seconds(batch * args.canvas))
+            print(f"| {batch} | {measured} | {share:.1f} | {stage['difference']:.2g} |")
+    speeds = {steps: {b: b * SECONDS / product(b, steps, t, args) for b, t in times.items()} for steps in args.steps}
     print(
         f"\n| times real time | {' | '.join(f'batch {b}' for b in times)} | best batch |\n{'|---' * (len(times) + 2)}|"
     )
     for steps, by_batch in speeds.items():
         best = max(by_batch, key=by_batch.__getitem__)
         print(f"| {steps} steps | {' | '.join(f'{s:.0f}' for s in by_batch.values())} | {best} |")
+
+
+def product(batch: int, steps: int, stage: dict[str, float], args: argparse.Namespace) -> float:
+    """Seconds of a batch of windows as the product decodes it: small ones by replays where they were had."""
+    is_recorded = "graph" in stage and (1 << (batch - 1).bit_length()) * args.canvas <= PLACES
+    kind = "replayed " if is_recorded else ""
+    return stage["encoder"] + stage[f"{kind}prefill"] + steps * stage[f"{kind}step"]
 
 
 if __name__ == "__main__":

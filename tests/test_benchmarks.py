@@ -1,16 +1,22 @@
 """The device benchmarks run from end to end, at tiny size on a CPU: their figures here say nothing."""
 
+import argparse
 import json
 import re
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from test_gemma import speech_of, tiny_network, tokens_of
+from test_replay import Tally
 from torch import Tensor
 
 from diffasr.model.gemma import GemmaNetwork
 from diffasr.model.network import Cache, Speech
+from diffasr.model.replay import Recording, Replays
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -75,3 +81,33 @@ def test_a_training_step(call: str, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert ("utilisation" in facts) == ("--peak" in call)
     assert int(facts["trained parameters"].replace(",", "")) > 1000
     assert float(facts["operations a step"].split()[0]) > 0
+
+
+def test_replays_are_measured_and_the_first_error_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    bench = runpy.run_path(str(BENCHMARKS / "gemma_step.py"))
+    kept = bench["replayed"].__globals__
+    kept["Replays"], kept["GraphRecorder"] = lambda new: Replays(new, "cpu"), lambda mode: Tally()
+    network = tiny_network().requires_grad_(False)
+    network.backbone.set_experts_implementation("batched_mm")
+    with torch.inference_mode():
+        cache = network.prefill(speech_of([40]), None)
+        canvas, lengths = tokens_of(1, 8), torch.tensor([8])
+        calls = {
+            "replayed prefill": lambda: network.prefill(speech_of([40]), None),
+            "replayed step": lambda: network.denoise(canvas, cache, lengths=lengths),
+        }
+        found = bench["replayed"](network, calls, 1, argparse.Namespace(rounds=1))
+        assert found.keys() == {"replayed prefill", "replayed step", "graph", "difference"}
+        assert found["difference"] == 0 < found["graph"] and capsys.readouterr().out == ""
+        kept["GraphRecorder"] = lambda mode: refuse
+        assert bench["replayed"](network, calls, 1, argparse.Namespace(rounds=1)) == {}
+    told = capsys.readouterr().out
+    for mode in ("thread_local", "relaxed"):
+        assert re.search(f"batch 1, capture mode {mode}: .*ValueError: not permitted, in .* line .*raise", told)
+
+
+def refuse(work: Callable[[], list[Tensor]], device: torch.device) -> Recording:
+    try:
+        raise ValueError("not permitted")
+    except ValueError as error:
+        raise RuntimeError("a previous error") from error

@@ -58,7 +58,7 @@ class GraphRecorder:
             try:
                 with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode=self.mode):
                     results = work()
-            except RuntimeError:  # torch leaves its stream and its allocator as they were while it recorded
+            except BaseException:  # torch leaves its stream and its allocator as they were while it recorded
                 torch.cuda.set_stream(before)
                 with suppress(RuntimeError, AttributeError):
                     torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
@@ -171,6 +171,8 @@ class Replays:
             shelf = self._shelves[place] = _Shelf(size, held)
         mine = [None if value is None else _room(value, size) for value in given]
         try:
+            if len(given[0]) < size:  # a kernel for so many rows may never have been loaded
+                run(shelf.tensors, mine)
             return _Tape(shelf, mine, self._record(lambda: run(shelf.tensors, mine), given[0].device))
         except RuntimeError as error:  # of CUDA, of the allocator or of a kernel
             self.forget()
