@@ -22,6 +22,9 @@ class Stage:
     steps: int
     rates: dict[str, float]
     """Peak learning rate of each part that trains, by its name in PARTS."""
+    minutes: float | None = None
+    """Ends the stage even if steps are left, and the rates fall by the clock: for a machine that is lent. Such a run is
+    not the same twice."""
     warmup: int = 100
     """Steps from 0 to the peak; from there a cosine leads to ``final_rate``."""
     final_rate: float = 0.05
@@ -93,8 +96,8 @@ class Stage:
             raise RecipeError(f"stage {self.name}: train the decoder or its lora, not both")
         if min(self.steps, self.batches, self.lora_rank, self.encoder_layers) < 1 or self.seconds <= 0:
             raise RecipeError(f"stage {self.name}: steps, seconds, batches, lora_rank, encoder_layers must be above 0")
-        if self.warmup < 0 or self.slack < 0:
-            raise RecipeError(f"stage {self.name}: warmup and slack must be 0 or more")
+        if self.warmup < 0 or self.slack < 0 or (self.minutes is not None and not self.minutes > 0):
+            raise RecipeError(f"stage {self.name}: warmup and slack must be 0 or more, minutes above 0 or left out")
         unknown = set(self.teaches) - set(LANGUAGES)
         if unknown:
             raise RecipeError(f"stage {self.name}: teaches names {sorted(unknown)}; languages are {list(LANGUAGES)}")

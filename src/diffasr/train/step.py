@@ -102,7 +102,7 @@ def _causal(  # noqa: PLR0913
         out["ar"] = ar_loss(logits, said, counts, smoothing=stage.smoothing).mean()
     if stage.distil > 0 and teacher is not None:
         codes = [list(LANGUAGES)[languages[row]] for row in chosen.tolist()]
-        taught = [n for n, row in enumerate(rows) if row.first == 0 and codes[n] in stage.teaches]
+        taught = [n for n, row in enumerate(rows) if not row.is_shifted and codes[n] in stage.teaches]
         theirs = chosen[taught].to(device)
         out["distil"] = _from_teacher(teacher, batch, theirs, logits[taught]) if taught else logits.sum() * 0
     return out
