@@ -43,7 +43,7 @@ class Recordings:
                 parts.append(np.zeros(int(dice.uniform(*PAUSES) * SAMPLE_RATE_HZ), np.float32))
             parts.append(load_audio(sound_of(self.utterances[number].audio), max_seconds=WINDOW_SECONDS + 5))
         sound = self.augment(np.concatenate(parts), dice)[: int(WINDOW_SECONDS * SAMPLE_RATE_HZ)]
-        return torch.from_numpy(self.augment.on_mel(log_mel(sound, mels=self.mels, padded=self.whole), dice))
+        return torch.from_numpy(log_mel(sound, mels=self.mels, padded=self.whole))
 
 
 def joined(items: Sequence[Item], tokenizer: Tokenizer, *, share: float, seed: int, max_tokens: int) -> list[Item]:
