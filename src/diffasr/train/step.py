@@ -165,7 +165,7 @@ def blank_mel(features: Tensor, lengths: Tensor, share: float, generator: torch.
 
 
 def _spans(lengths: Tensor, size: int, *, longest: int, every: int, generator: torch.Generator) -> Tensor:
-    """Places (B, size) in spans of 1 to ``longest`` inside of each row's ``lengths`` (B,): 1 + lengths // every of them."""
+    """Places (B, size) in spans of 1 to ``longest`` inside of each row's ``lengths`` (B,): 1 + length // every."""
     most = 1 + size // every
     spans = torch.randint(1, longest + 1, (len(lengths), most), generator=generator)
     room = (lengths[:, None] - spans + 1).clamp_min(1)
