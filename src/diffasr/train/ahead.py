@@ -16,7 +16,7 @@ from diffasr.train.stages import Recipe
 
 AHEAD = 3
 """Batches that each process may be ahead."""
-MEL_FRAMES = 64
+MEL_FRAMES = 60
 """Sound of buckets is padded to a multiple of so many: of each shape that is new, a GPU plans its convolutions anew."""
 
 
