@@ -1,7 +1,8 @@
 """The 26 B system with random weights at real shapes: encoder, prefill and one step, against what the device could do.
 
     python benchmarks/gemma_step.py [--device cuda] [--batches 1,8,32] [--canvas 192] [--steps 1,4,8,16] [--rounds 10]
-        [--experts auto] [--self-conditioning] [--bandwidth GB/S --tflops T] [--limit 60] [--out FILE]
+        [--experts auto] [--self-conditioning] [--bandwidth GB/S --tflops T] [--graph] [--limit 60]
+        [--out FILE]
     python benchmarks/gemma_step.py --tiny        # a model of width 32 on the CPU: shows that the script runs, no more
 
 A step can't be faster than reading every weight that it needs, nor than its products. Bandwidth and rate of products
@@ -102,6 +103,8 @@ def main() -> None:
                 args.out.write_text(json.dumps(facts | {"floor": asdict(floor), "batches": times}, indent=1) + "\n")
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+        if args.graph:
+            replays(network, times, args)
     report(times, floor, args)
 
 
@@ -118,6 +121,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--self-conditioning", action="store_true")
     parser.add_argument("--bandwidth", type=float, help="GB/s; default: measured")
     parser.add_argument("--tflops", type=float, help="of bfloat16 products; default: measured")
+    parser.add_argument("--graph", action="store_true", help="also replay each step as one CUDA graph")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which no further batch is begun")
     parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
     return parser.parse_args()
@@ -238,6 +242,33 @@ def measure(network: GemmaNetwork, batch: int, args: argparse.Namespace) -> dict
     }
 
 
+def replays(network: GemmaNetwork, times: dict[int, dict[str, float]], args: argparse.Namespace) -> None:
+    """Add to each batch the seconds of a step that is recorded once and replayed: the host has nothing to do."""
+    like = network.encoder.conv1.weight
+    device, vocabulary = like.device, network.backbone.config.get_text_config().vocab_size
+    for batch, stage in times.items():
+        mel = torch.randn(batch, 80, 2 * FRAMES, device=device, dtype=like.dtype)
+        speech = network.hear(mel, torch.full((batch,), 2 * FRAMES, device=device))
+        cache = network.prefill(speech, torch.zeros(batch, dtype=torch.int64, device=device))
+        canvas = torch.randint(vocabulary, (batch, args.canvas), device=device)
+        places = torch.full((batch,), args.canvas, device=device)
+        try:
+            side = torch.cuda.Stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    network.denoise(canvas, cache, lengths=places)
+            torch.cuda.current_stream(device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                network.denoise(canvas, cache, lengths=places)
+            stage["graph"] = timed(graph.replay, device, args.rounds)
+        except RuntimeError as error:
+            print(f"a step at batch {batch} can't be recorded: {error}")
+            return
+        print(f"  batch {batch} as a graph: {stage['graph']:.4g}", flush=True)
+
+
 def chosen_experts(network: GemmaNetwork, step: Callable[[], object]) -> float:
     """How many experts of a layer are chosen by some place of a step, the mean of the layers."""
     counts: list[int] = []
@@ -261,6 +292,9 @@ def report(times: dict[int, dict[str, float]], floor: Floor, args: argparse.Name
               f"{stage['experts']:.1f} | {stage['peak'] / 1e9:.1f} |")  # fmt: skip
     if not times:
         return
+    for batch in [b for b, stage in times.items() if "graph" in stage]:
+        share = times[batch]["graph"] / max(floor.seconds(batch * args.canvas))
+        print(f"batch {batch}, a step as one CUDA graph: {1e3 * times[batch]['graph']:.1f} ms, {share:.1f} x its floor")
     speeds = {
         steps: {b: b * SECONDS / (t["encoder"] + t["prefill"] + steps * t["step"]) for b, t in times.items()}
         for steps in args.steps

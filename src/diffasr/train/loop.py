@@ -116,9 +116,11 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                 rate = _set_rates(optimiser, stage, place.step)
                 optimiser.zero_grad(set_to_none=True)
                 told: dict[str, float] = {}
-                rows = 0
+                rows, waited = 0, 0.0
                 for turn in range(stage.batches):
+                    asked = time.perf_counter()
                     dealt, batch = next(batches)
+                    waited += time.perf_counter() - asked
                     place.epoch, place.batch = dealt.epoch, dealt.number
                     rows += len(dealt.rows)
                     if batch is None:
@@ -145,7 +147,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                 leaving = told.pop("stop") > 0 or done == stop_after
                 entry: dict[str, Any] = {name: round(value, 4) for name, value in told.items()}
                 entry |= {"norm": round(float(norm), 3), "rate": rate, "seconds": time.perf_counter() - started}
-                entry |= {"rows": rows}
+                entry |= {"waited": waited, "rows": rows}
                 bar.update(task, advance=1, description=" ".join(f"{k} {v:.3f}" for k, v in told.items()))
                 if place.step % recipe.evaluate_every == 0 or place.step == stage.steps:
                     with _averaged(parameters, average):  # by all: reading spread weights takes all of them
