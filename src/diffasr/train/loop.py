@@ -198,7 +198,10 @@ def _items(recipe: Recipe, model: Model) -> list[Item]:
     if not items:
         raise RecipeError(f"{recipe.name}: its features or manifests hold no utterance that fits")
     if recipe.manifests and recipe.augment.joined > 0:
-        items += joined(items, model.tokenizer, share=recipe.augment.joined, seed=recipe.seed, max_tokens=MAX_TOKENS)
+        items += joined(
+            items, model.tokenizer, share=recipe.augment.joined, seed=recipe.seed, max_tokens=MAX_TOKENS,
+            strides=model.config.projector.strides,
+        )  # fmt: skip
     return items
 
 
