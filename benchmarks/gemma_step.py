@@ -106,11 +106,16 @@ def main() -> None:
                 print(f"a batch of {batch} does not fit")
                 break
             print(f"  batch {batch}: {', '.join(f'{k} {v:.4g}' for k, v in times[batch].items())}", flush=True)
-            if args.out:
-                args.out.write_text(json.dumps(facts | {"floor": asdict(floor), "batches": times}, indent=1) + "\n")
+            write(args.out, facts, floor, times)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     report(times, floor, args)
+
+
+def write(out: Path | None, facts: dict[str, Any], floor: Floor, times: dict[int, dict[str, float]]) -> None:
+    """The figures so far as JSON, where that is wanted."""
+    if out is not None:
+        out.write_text(json.dumps(facts | {"floor": asdict(floor), "batches": times}, indent=1) + "\n")
 
 
 def parse() -> argparse.Namespace:

@@ -38,8 +38,14 @@ def plan(count: int) -> Iterator[Dealt]:
         yield Dealt(epoch=3, number=number + 1, rows=(number % 2, 2), is_mine=number != 1)
 
 
-def test_many_hands_make_what_one_makes_in_the_same_order(items: list[Item], tokenizer: Tokenizer) -> None:
-    alone, helped = (list(made(plan(5), items, end=tokenizer.end, seed=7, workers=workers)) for workers in (0, 2))
+def test_many_hands_make_what_one_makes_in_the_same_order(
+    places: dict[str, Path], items: list[Item], tokenizer: Tokenizer
+) -> None:
+    base = recipe(places, 1)
+    alone, helped = (
+        list(made(plan(5), items, end=tokenizer.end, recipe=dataclasses.replace(base, workers=workers)))
+        for workers in (0, 2)
+    )
     assert [dealt for dealt, _ in helped] == [dealt for dealt, _ in alone] == list(plan(5))
     for (_, one), (_, other) in zip(alone, helped, strict=True):
         assert (one is None) == (other is None)
@@ -70,7 +76,11 @@ def test_sound_that_is_gone_stops_the_run_with_its_name(places: dict[str, Path],
     gone = dataclasses.replace(items[0].store.utterances[0], audio="/nowhere/gone.wav")
     items[0].store.utterances[0] = gone
     with pytest.raises(Exception, match=r"gone\.wav"):
-        list(made(iter([Dealt(0, 1, (0,), True)]), items, end=0, seed=0, workers=1))
+        list(
+            made(
+                iter([Dealt(0, 1, (0,), True)]), items, end=0, recipe=dataclasses.replace(recipe(places, 1), workers=1)
+            )
+        )
 
 
 def test_workers_are_counted_from_none(places: dict[str, Path]) -> None:

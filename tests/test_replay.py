@@ -314,6 +314,11 @@ def test_what_is_recorded_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert recorded == [7, 7, 1], "prompt and language with the keys and values of three layers, and a step"
 
 
+def near(found: Tensor, wanted: Tensor) -> None:
+    """As near as bfloat16 and other numbers of rows allow."""
+    assert (found.float() - wanted.float()).norm() < 0.05 * wanted.float().norm()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.filterwarnings("default")
@@ -330,7 +335,7 @@ def test_a_graph_says_the_same(network: GemmaNetwork) -> None:
     for _ in range(3):
         cache = network.prefill(speech, LANGUAGES[:3].to(card))
         for a, b in zip(keys_and_values(cache), keys_and_values(wanted), strict=True):
-            torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+            near(a, b)
     one = network.select(cache, torch.tensor([1], device=card))
     for turn in range(4):
         for which, lengths in ((cache, [8, 5, 3]), (cache, [16, 16, 16]), (one, [8])):
@@ -339,6 +344,6 @@ def test_a_graph_says_the_same(network: GemmaNetwork) -> None:
             plain = network.denoise(canvas, which, lengths=torch.tensor(lengths, device=card))
             network.replays.is_on = True
             found = network.denoise(canvas, which, lengths=torch.tensor(lengths, device=card))
-            torch.testing.assert_close(found, plain, rtol=2e-2, atol=2e-2)
+            near(found, plain)
             assert network.replays.is_on
     assert len(network.replays._tapes) == 5, "two passes of prefill and three steps"

@@ -3,6 +3,7 @@
 python recipes/mini/prepare.py init --whisper work/whisper/transformers --shared ../shared --out work/init
 python recipes/mini/prepare.py decode MANIFEST --out work/wav/NAME [--workers 16]
 python recipes/mini/prepare.py features MANIFEST --init work/init --out work/features/NAME [--padded]
+python recipes/mini/prepare.py blend runs/mini/model --init work/init --encoder 0.6 --decoder 0.75 --out runs/mini-blend
 python recipes/mini/prepare.py export runs/mini/model --out src/diffasr/assets/mini
 """
 
@@ -22,6 +23,7 @@ from diffasr.model.whisper import HANDICAP, PACE
 from diffasr.text import LANGUAGES, Tokenizer
 from diffasr.train import vocabulary
 from diffasr.train.data import FeatureStore, read_manifest
+from diffasr.train.loop import part_of
 
 MERGES = 1000
 """New tokens for Hindi."""
@@ -82,6 +84,24 @@ def features(manifest: Path, start: Path, out: Path, *, padded: bool) -> None:
     print(f"{out}: {len(store.utterances)} utterances, {hours:.2f} hours")
 
 
+@torch.no_grad()
+def blend(model: Path, start: Path, out: Path, *, encoder: float, decoder: float) -> None:
+    """Lead weights back towards those that training began with; ``encoder`` and ``decoder``: how much stays, of 1.
+
+    What was learned on little speech cost some of what was known of much. Half way there is most of both.
+
+    Source: arXiv:2109.01903 section 3, weight-space ensembles.
+    """
+    learned, before = checkpoint.load(model, precision="float32"), checkpoint.load(start, precision="float32")
+    known = before.network.state_dict()
+    kept = {"encoder": encoder, "decoder": decoder}  # embedding, conditioning and projector stay as they were learned
+    for name, value in learned.network.state_dict().items():
+        share = kept.get(part_of(name), 1.0)
+        if share < 1:
+            value.lerp_(known[name], 1 - share)
+    checkpoint.save(out, learned)
+
+
 def export(model: Path, out: Path, *, bare: bool) -> None:
     """Write the shipped form: int8. ``bare``: with the conditioning block at zero, as before training, and later places
     out of sight: CTC and the decoder then write a canvas together better (docs/log.md)."""
@@ -109,10 +129,15 @@ def main() -> None:
     second.add_argument("--init", type=Path, required=True)
     second.add_argument("--padded", action="store_true", help="encode 30 s each, keep the real frames")
     second.add_argument("--threads", type=int, default=2)
+    mixed = commands.add_parser("blend")
+    mixed.add_argument("model", type=Path)
+    mixed.add_argument("--init", type=Path, required=True)
+    mixed.add_argument("--encoder", type=float, default=0.6)
+    mixed.add_argument("--decoder", type=float, default=0.75)
     third = commands.add_parser("export")
     third.add_argument("model", type=Path)
     third.add_argument("--bare", action="store_true", help="conditioning set to zero: see docs/log.md")
-    for command in (first, again, second, third):
+    for command in (first, again, second, mixed, third):
         command.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     match args.command:
@@ -123,6 +148,8 @@ def main() -> None:
         case "features":
             torch.set_num_threads(args.threads)
             features(args.manifest, args.init, args.out, padded=args.padded)
+        case "blend":
+            blend(args.model, args.init, args.out, encoder=args.encoder, decoder=args.decoder)
         case "export":
             export(args.model, args.out, bare=args.bare)
 

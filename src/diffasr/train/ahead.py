@@ -12,9 +12,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from diffasr.train.data import Batch, Item, collate
+from diffasr.train.stages import Recipe
 
-AHEAD = 4
+AHEAD = 3
 """Batches that each process may be ahead."""
+MEL_FRAMES = 60
+"""Sound of buckets is padded to a multiple of so many: of each shape that is new, a GPU plans its convolutions anew."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +36,26 @@ class Dealt:
 class _Desk(Dataset[tuple[Dealt, Batch | None]]):
     """Where a dealt batch is made."""
 
-    def __init__(self, items: Sequence[Item], end: int, seed: int) -> None:
-        self.items, self.end, self.seed = items, end, seed
+    def __init__(self, items: Sequence[Item], end: int, recipe: Recipe) -> None:
+        self.items, self.end, self.seed = items, end, recipe.seed
+        self.multiple = MEL_FRAMES if recipe.buckets else 1
 
     def __getitem__(self, dealt: Dealt) -> tuple[Dealt, Batch | None]:
         if not dealt.is_mine:
             return dealt, None
         chosen = [self.items[row] for row in dealt.rows]
-        return dealt, collate(chosen, end=self.end, seed=(self.seed, dealt.epoch, dealt.number))
+        seed = (self.seed, dealt.epoch, dealt.number)
+        return dealt, collate(chosen, end=self.end, seed=seed, multiple=self.multiple)
 
 
 def made(
-    plan: Iterator[Dealt], items: Sequence[Item], *, end: int, seed: int, workers: int
+    plan: Iterator[Dealt], items: Sequence[Item], *, end: int, recipe: Recipe
 ) -> Iterator[tuple[Dealt, Batch | None]]:
-    """The batches of ``plan`` in its order, those of other processes as None. ``workers``: how many processes make
-    them; 0: this one, when they are wanted."""
+    """The batches of ``plan`` in its order, those of other processes as None. ``recipe.workers`` processes make
+    them, or this one when they are wanted."""
+    workers = recipe.workers
     loader: DataLoader[tuple[Dealt, Batch | None]] = DataLoader(
-        _Desk(items, end, seed),
+        _Desk(items, end, recipe),
         sampler=plan,  # read once, so an iterator will do
         batch_size=None,
         num_workers=workers,

@@ -11,9 +11,6 @@ import soxr
 from diffasr.audio import SAMPLE_RATE_HZ, Samples
 from diffasr.errors import RecipeError
 
-SPEC_EVERY, SPEC_LONGEST = 300, 30
-"""Log-mel frames, 100 a second: one span for so many, and how long it may be. arXiv:1904.08779 section 2."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
@@ -29,8 +26,6 @@ class Augment:
     """Share with white, pink or brown noise, 5 to 30 dB below the voice."""
     codec: float = 0.0
     """Share that went through a telephone line: 300 to 3400 Hz, eight bits of mu-law."""
-    spec: float = 0.0
-    """Share whose log-mel features have a band and, every three seconds, a span of time blanked (SpecAugment)."""
     joined: float = 0.0
     """How many more utterances, as a share, are made of several: up to 30 s of clips of one language in a row."""
 
@@ -56,20 +51,6 @@ class Augment:
             samples = samples * 10 ** (self.gain_db * (2 * draws[4] - 1) / 20)
         peak = float(np.abs(samples).max(initial=1.0))
         return np.asarray(samples / peak, np.float32)
-
-    def on_mel(self, features: Samples, dice: np.random.Generator) -> Samples:
-        """Blank a band and spans of (mels, M) log-mel features, or nothing; what is blank is as quiet as it gets."""
-        if dice.random() >= self.spec:
-            return features
-        out, (mels, frames) = features.copy(), features.shape
-        width = int(dice.integers(1, mels // 5 + 1))
-        first = int(dice.integers(mels - width + 1))
-        out[first : first + width] = features.min()
-        for _ in range(1 + frames // SPEC_EVERY):
-            length = int(dice.integers(1, SPEC_LONGEST + 1))
-            begin = int(dice.integers(max(1, frames - length)))
-            out[:, begin : begin + length] = features.min()
-        return out
 
 
 def in_room(samples: Samples, *, rt60: float, dice: np.random.Generator) -> Samples:

@@ -27,6 +27,8 @@ class Row:
     """What is right at each place, one more than ``read``: the end is last."""
     first: int
     """Places before this one do not count."""
+    is_shifted: bool = False
+    """Whether the places are not those of the truth."""
 
 
 def fitted_draft(
@@ -52,7 +54,7 @@ def read_row(tokens: list[int], path: ctc.Path, stage: Stage, tokenizer: Tokeniz
     cut = int(torch.randint(1, len(tokens), (), generator=generator, device="cpu"))
     used = ctc.consumed(tokenizer.spell(tokens[:cut]), [tokenizer.spell([token]) for token in path.tokens])
     before = path.tokens[:used]
-    return Row(before + read[cut:], before + said[cut:], used)
+    return Row(before + read[cut:], before + said[cut:], used, is_shifted=True)
 
 
 def padded(rows: Sequence[Row], *, end: int) -> tuple[Tensor, Tensor, Tensor]:

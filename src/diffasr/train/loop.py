@@ -47,6 +47,13 @@ class Place:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    spent: float = 0.0
+    """Seconds that the stage has taken so far."""
+
+    def share(self, stage: Stage) -> float:
+        """How much of the stage is done, by steps or by the clock, whichever is further."""
+        by_clock = self.spent / (60 * stage.minutes) if stage.minutes else 0.0
+        return max(self.step / stage.steps, by_clock)
 
 
 def train(recipe: Recipe, out: Path, *, overfit: int = 0, stop_after: int | None = None) -> Path:
@@ -63,6 +70,9 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
     """The loop itself."""
     out.mkdir(parents=True, exist_ok=True)
     team = Team()
+    torch.backends.cuda.enable_cudnn_sdp(
+        False
+    )  # it plans a tenth of a second for every new shape, of which there are many
     first = torch.device("cpu") if recipe.spread else team.device  # no card need ever hold what is to be spread
     model = start(recipe.init, device=first, precision=recipe.precision, seed=recipe.seed)
     network = model.network
@@ -102,7 +112,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
         step = team.wrap(Step(network, partial(losses, stage=stage, tokenizer=model.tokenizer, teacher=teacher)))
         mine = team.share(stage.batches)
         plan = _plan(items, recipe, stage, (place.epoch, place.batch), shares, mine)
-        batches = made(plan, items, end=model.tokenizer.end, seed=recipe.seed, workers=recipe.workers)
+        batches = made(plan, items, end=model.tokenizer.end, recipe=recipe)
         columns = (
             TextColumn(stage.name),
             MofNCompleteColumn(),
@@ -111,9 +121,9 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
         )
         with Progress(*columns, speed_estimate_period=300, disable=not team.is_first) as bar:
             task = bar.add_task("", total=stage.steps, completed=place.step)
-            while place.step < stage.steps:
+            while place.share(stage) < 1:
                 started = time.perf_counter()
-                rate = _set_rates(optimiser, stage, place.step)
+                rate = _set_rates(optimiser, stage, place)
                 optimiser.zero_grad(set_to_none=True)
                 told: dict[str, float] = {}
                 rows, waited = 0, 0.0
@@ -135,13 +145,13 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                         (torch.stack(weighted).sum() / len(mine)).backward()
                     for name, value in parts.items():
                         told[name] = told.get(name, 0.0) + float(value.detach()) / len(mine)
-                told = team.mean(told | {"stop": float(stop())})
+                told = team.mean(told | {"stop": float(stop()), "spent": place.spent + time.perf_counter() - started})
                 norm = nn.utils.clip_grad_norm_(parameters, stage.clip)
                 if not bool(norm.isfinite()):
                     raise RecipeError(f"{stage.name} step {place.step}: the gradient is {float(norm)}; lower the rate")
                 optimiser.step()
                 _average_(average, parameters, min(stage.ema, (1 + place.step) / (10 + place.step)))
-                place.step += 1
+                place.step, place.spent = place.step + 1, told.pop("spent")
                 done += 1
 
                 leaving = told.pop("stop") > 0 or done == stop_after
@@ -149,7 +159,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                 entry |= {"norm": round(float(norm), 3), "rate": rate, "seconds": time.perf_counter() - started}
                 entry |= {"waited": waited, "rows": rows}
                 bar.update(task, advance=1, description=" ".join(f"{k} {v:.3f}" for k, v in told.items()))
-                if place.step % recipe.evaluate_every == 0 or place.step == stage.steps:
+                if place.step % recipe.evaluate_every == 0 or place.share(stage) >= 1:
                     with _averaged(parameters, average):  # by all: reading spread weights takes all of them
                         entry |= _look(model, dev, looks, stage)
                 if team.is_first:
@@ -164,7 +174,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                 parameter.copy_(value)
         if model.config.backbone == "whisper":  # a gemma's LoRA is its checkpoint
             merge_lora(network)
-        place.stage, place.step = number + 1, 0
+        place.stage, place.step, place.spent = number + 1, 0, 0.0
         if team.is_first:
             checkpoint.save(out / stage.name, model)
         save_state(out / "state.pt", _state(network, recipe, None, [], place), team)
@@ -188,7 +198,10 @@ def _items(recipe: Recipe, model: Model) -> list[Item]:
     if not items:
         raise RecipeError(f"{recipe.name}: its features or manifests hold no utterance that fits")
     if recipe.manifests and recipe.augment.joined > 0:
-        items += joined(items, model.tokenizer, share=recipe.augment.joined, seed=recipe.seed, max_tokens=MAX_TOKENS)
+        items += joined(
+            items, model.tokenizer, share=recipe.augment.joined, seed=recipe.seed, max_tokens=MAX_TOKENS,
+            strides=model.config.projector.strides,
+        )  # fmt: skip
     return items
 
 
@@ -237,12 +250,13 @@ def part_of(name: str) -> str:
     return first if first in ("encoder", "projector") else "frozen"
 
 
-def _set_rates(optimiser: torch.optim.AdamW, stage: Stage, step: int) -> float:
+def _set_rates(optimiser: torch.optim.AdamW, stage: Stage, place: Place) -> float:
     """Linear warm-up, then a cosine; returns the share of the peak."""
-    if step < stage.warmup:
-        share = (step + 1) / stage.warmup
+    if place.step < stage.warmup:
+        share = (place.step + 1) / stage.warmup
     else:
-        done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+        first = stage.warmup / stage.steps if place.share(stage) == place.step / stage.steps else 0.0
+        done = min(1.0, (place.share(stage) - first) / (1 - first)) if first < 1 else 1.0
         share = stage.final_rate + (1 - stage.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * share

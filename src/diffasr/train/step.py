@@ -35,7 +35,8 @@ def losses(
     teacher: who knew the languages before, for the loss ``distil``; it hears the sound with its own ears, in windows of
     30 s as it was trained. generator: on the network's device.
     """
-    speech = dropped(blank_spans(_heard(network, batch), stage.mask, generator), stage.dropout, generator)
+    speech = _heard(network, batch, stage.spec, generator)
+    speech = dropped(blank_spans(speech, stage.mask, generator), stage.dropout, generator)
     out = {}
     if stage.ctc > 0:
         labels, places, weight = candidate_labels(
@@ -70,11 +71,12 @@ def _some(count: int, share: float, dice: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=dice, device="cpu")[: max(1, round(share * count))]
 
 
-def _heard(network: Network, batch: Batch) -> Speech:
+def _heard(network: Network, batch: Batch, spec: float, generator: torch.Generator) -> Speech:
     """Frames as they were stored, or those that the encoder makes of the sound now."""
     if isinstance(batch.speech, Speech):
         return batch.speech
-    return network.hear(batch.speech.features, batch.speech.lengths)
+    sound = batch.speech
+    return network.hear(blank_mel(sound.features, sound.lengths, spec, generator), sound.lengths)
 
 
 def _causal(  # noqa: PLR0913
@@ -102,7 +104,7 @@ def _causal(  # noqa: PLR0913
         out["ar"] = ar_loss(logits, said, counts, smoothing=stage.smoothing).mean()
     if stage.distil > 0 and teacher is not None:
         codes = [list(LANGUAGES)[languages[row]] for row in chosen.tolist()]
-        taught = [n for n, row in enumerate(rows) if row.first == 0 and codes[n] in stage.teaches]
+        taught = [n for n, row in enumerate(rows) if not row.is_shifted and codes[n] in stage.teaches]
         theirs = chosen[taught].to(device)
         out["distil"] = _from_teacher(teacher, batch, theirs, logits[taught]) if taught else logits.sum() * 0
     return out
@@ -131,14 +133,47 @@ def _only(network: Network, batch: Batch, rows: Tensor) -> Speech:
 
 
 def in_silence(features: Tensor, lengths: Tensor) -> Tensor:
-    """(B, mels, M) log-mel features, ``lengths`` of them real, to (B, mels, 3000) with silence behind them.
-
-    Two below a clip's loudest is where ``log_mel`` cuts off."""
+    """(B, mels, M) log-mel features, ``lengths`` of them real, to (B, mels, 3000) with silence behind them."""
     size = round(WINDOW_SECONDS * 100)
     out = F.pad(features, (0, max(0, size - features.shape[2])))[:, :, :size]
     real = (torch.arange(size, device=out.device) < lengths[:, None])[:, None]  # (B, 1, 3000)
-    loudest = out.masked_fill(~real, float("-inf")).amax((1, 2), keepdim=True)
-    return torch.where(real, out, loudest - 2.0)
+    return torch.where(real, out, _quietest(out, lengths))
+
+
+def _quietest(features: Tensor, lengths: Tensor) -> Tensor:
+    """What ``log_mel`` cuts off at, two below the loudest of a clip: (B, 1, 1)."""
+    real = torch.arange(features.shape[2], device=features.device) < lengths[:, None]
+    return features.masked_fill(~real[:, None], float("-inf")).amax((1, 2), keepdim=True) - 2.0
+
+
+def blank_mel(features: Tensor, lengths: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Make two bands, each of up to an eighth of the mels, and up to 0.3 s of every three seconds as quiet as it gets.
+
+    In ``share`` of the rows of (B, mels, M) features, ``lengths`` (B,) of them real.
+
+    Source: arXiv:1904.08779 section 2, frequency and time masking.
+    """
+    if share == 0:
+        return features
+    rows, mels, size = features.shape
+    everywhere = torch.full((rows,), mels)
+    bands = _spans(everywhere, mels, longest=max(1, mels // 8), every=mels, generator=generator)
+    times = _spans(lengths, size, longest=30, every=300, generator=generator)
+    chosen = torch.rand(rows, 1, 1, generator=generator) < share
+    blank = (bands[:, :, None] | times[:, None]) & chosen
+    return torch.where(blank, _quietest(features, lengths), features)
+
+
+def _spans(lengths: Tensor, size: int, *, longest: int, every: int, generator: torch.Generator) -> Tensor:
+    """Places (B, size) in spans of 1 to ``longest`` inside of each row's ``lengths`` (B,): 1 + length // every."""
+    most = 1 + size // every
+    spans = torch.randint(1, longest + 1, (len(lengths), most), generator=generator)
+    room = (lengths[:, None] - spans + 1).clamp_min(1)
+    first = (torch.rand(len(lengths), most, generator=generator) * room).long()[..., None]
+    is_used = torch.arange(most) <= lengths[:, None] // every
+    places = torch.arange(size)
+    inside = (places >= first) & (places < first + spans[..., None]) & is_used[..., None]  # (B, spans, size)
+    return inside.any(1) & (places < lengths[:, None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,13 +252,6 @@ def blank_spans(speech: Speech, share: float, generator: torch.Generator, *, lon
     if share == 0:
         return speech
     rows, size = speech.frames.shape[:2]
-    counts = 1 + speech.lengths // 150  # spans of each row
-    most = 1 + size // 150
-    spans = torch.randint(1, longest + 1, (rows, most), generator=generator)
-    room = (speech.lengths[:, None] - spans).clamp_min(1)
-    first = (torch.rand(rows, most, generator=generator) * room).long()
-    is_used = (torch.arange(most) < counts[:, None]) & (torch.rand(rows, 1, generator=generator) < share)
-    places = torch.arange(size)
-    inside = (places >= first[..., None]) & (places < (first + spans)[..., None])  # (B, spans, T)
-    keep = ~(inside & is_used[..., None]).any(1)
-    return Speech(frames=speech.frames * keep[:, :, None], lengths=speech.lengths)
+    blank = _spans(speech.lengths, size, longest=longest, every=150, generator=generator)
+    blank &= torch.rand(rows, 1, generator=generator) < share
+    return Speech(frames=speech.frames * ~blank[:, :, None], lengths=speech.lengths)
