@@ -36,6 +36,9 @@ SPECIALS = [*PREFIX_TOKENS, *(f"<|{code}|>" for code in LANGUAGES)]
 VOCABULARY = len(LETTERS) + 1 + len(MERGES) + len(SPECIALS)  # 40
 FRAMES_A_TOKEN = 8  # two CTC slots: room for a blank between equal neighbours
 
+TIMES = ("seconds", "waited")
+"""What differs between two equal runs in a training log."""
+
 
 def tiny_tokenizer() -> Tokenizer:
     """Byte-level BPE of lower-case letters, three merges and every special token."""

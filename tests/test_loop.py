@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_model, write_store
+from conftest import TIMES, random_model, write_store
 from torch import Tensor
 
 from diffasr.errors import RecipeError
@@ -79,7 +79,7 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(
         assert not (tmp_path / "parts" / "model").exists()
     parts = train(plan, tmp_path / "parts")
     assert same(weights(whole), weights(parts))
-    logs = [[{k: v for k, v in e.items() if k != "seconds"} for e in log_of(tmp_path / n)] for n in ("whole", "parts")]
+    logs = [[{k: v for k, v in e.items() if k not in TIMES} for e in log_of(tmp_path / n)] for n in ("whole", "parts")]
     assert logs[0] == logs[1]
     assert [e["step"] for e in logs[0]] == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3]
 
@@ -210,13 +210,25 @@ def test_rates_rise_in_a_line_and_fall_in_a_cosine() -> None:
     optimiser = torch.optim.AdamW([{"params": [torch.zeros(1)], "peak": 0.5, "lr": 0.5}])
     shares = []
     for step in range(101):
-        shares.append(loop._set_rates(optimiser, plan, step))
+        shares.append(loop._set_rates(optimiser, plan, loop.Place(step=step)))
         assert optimiser.param_groups[0]["lr"] == pytest.approx(0.5 * shares[-1])
     assert shares[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert shares[10] == 1
     assert shares[55] == pytest.approx(0.55)
     assert shares[100] == pytest.approx(0.1)
     assert shares[10:] == sorted(shares[10:], reverse=True)
+
+
+def test_a_stage_may_end_by_the_clock_and_its_rates_fall_with_it(init: Path, store: Path, tmp_path: Path) -> None:
+    plan = stage(CTC, 10_000, warmup=0, final_rate=0.0, minutes=0.05)
+    optimiser = torch.optim.AdamW([{"params": [torch.zeros(1)], "peak": 0.5, "lr": 0.5}])
+    rates = [loop._set_rates(optimiser, plan, loop.Place(step=9, spent=spent)) for spent in (0.0, 1.5, 3.0)]
+    assert rates == pytest.approx([1.0, 0.5, 0.0], abs=1e-5)
+    train(recipe(init, store, plan), tmp_path)
+    entries = log_of(tmp_path)
+    assert 1 <= len(entries) < 10_000
+    assert sum(e["seconds"] for e in entries) >= 3.0 > sum(e["seconds"] for e in entries[:-1]) - 0.5
+    assert "cer_ctc" in entries[-1], "its last step is looked at"
 
 
 def test_every_parameter_belongs_to_one_part() -> None:

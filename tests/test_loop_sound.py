@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MELS, random_model, write_store
+from conftest import MELS, TIMES, random_model, write_store
 from test_recordings import SAYS, write_manifest
 from torch import Tensor
 
@@ -54,7 +54,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def log_of(out: Path) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries]
+    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in entries]
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:

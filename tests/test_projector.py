@@ -9,9 +9,10 @@ from torch import Tensor
 from diffasr.model.projector import Projector
 
 
-def projector(strides: int, layers: int = 0) -> Projector:
+def projector(strides: int, layers: int = 0, steady: int = 0) -> Projector:
     torch.manual_seed(strides)
-    return Projector(speech_width=6, hidden=10, width=8, strides=strides, layers=layers).requires_grad_(False)
+    bridge = Projector(speech_width=6, hidden=10, width=8, strides=strides, steady=steady, layers=layers)
+    return bridge.requires_grad_(False)
 
 
 def frames_of(*shape: int) -> Tensor:
@@ -41,6 +42,17 @@ def test_a_row_of_a_batch_equals_the_row_alone(strides: int, layers: int) -> Non
     for row, n in enumerate(lengths.tolist()):
         alone = bridge(frames[row : row + 1, :n], lengths[row : row + 1])
         torch.testing.assert_close(together[row, : alone.shape[1]], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_that_keeps_the_rate_says_between_what_a_stride_says() -> None:
+    """The same weights: every second audio token is the one that a stride of 2 would have given."""
+    coarse, fine = projector(2), projector(1, steady=1)
+    fine.load_state_dict(coarse.state_dict())
+    frames, lengths = frames_of(2, 61, 6), torch.tensor([61, 40])
+    assert fine.slots(lengths).tolist() == [31, 20] and fine.frames == 2 and coarse.frames == 4
+    found, wanted = fine(frames, lengths), coarse(frames, lengths)
+    torch.testing.assert_close(found[0, ::2], wanted[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1, :20:2], wanted[1, :10], rtol=1e-4, atol=1e-5)
 
 
 def test_loudness_of_a_frame_is_normed_away_but_its_shape_is_heard() -> None:

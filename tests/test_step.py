@@ -3,11 +3,13 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_model, random_speech, tiny_tokenizer, wake
 from torch import Tensor
 
+from diffasr.audio import log_mel
 from diffasr.diffusion import ctc
 from diffasr.diffusion.loss import ar_loss, ctc_loss
 from diffasr.model.network import Speech
@@ -15,7 +17,7 @@ from diffasr.model.whisper import WhisperNetwork
 from diffasr.text import Tokenizer
 from diffasr.train.data import Batch, FeatureStore, collate, read_items
 from diffasr.train.stages import Stage
-from diffasr.train.step import blank_spans, dropped, losses
+from diffasr.train.step import blank_mel, blank_spans, dropped, in_silence, losses
 
 END = tiny_tokenizer().end
 
@@ -306,3 +308,32 @@ def test_dropout_is_an_option_of_the_stage(network: WhisperNetwork, batch: Batch
         run(network, batch, diffusion=0.0, ctc=1.0, ctc_extra=1000, dropout=d)["ctc"] for d in (0.0, 0.5)
     )
     assert plain != dropping
+
+
+def test_blanked_mel_is_two_bands_and_short_spans_as_quiet_as_it_gets() -> None:
+    lengths = torch.tensor([640, 250])
+    features = torch.rand(2, 80, 700, generator=dice(3)).masked_fill(
+        (torch.arange(700) >= lengths[:, None])[:, None], 0
+    )
+    assert blank_mel(features, lengths, 0.0, dice()) is features
+    out = blank_mel(features, lengths, 1.0, dice())
+    for row, length in enumerate(lengths.tolist()):
+        quiet = features[row, :, :length].max() - 2.0
+        gone = out[row] == quiet
+        assert torch.equal(out[row][~gone], features[row][~gone])
+        bands, times = gone[:, :length].all(1), gone[:, :length].all(0)
+        assert torch.equal(gone[:, :length], bands[:, None] | times), "nothing but whole bands and whole moments"
+        assert 1 <= int(bands.sum()) <= 20 and 1 <= int(times.sum()) <= 30 * (1 + length // 300)
+    hit = (blank_mel(features[:1].expand(300, -1, -1), lengths[:1].expand(300), 0.3, dice()) < 0).flatten(1).any(1)
+    assert hit.float().mean().item() == pytest.approx(0.3, abs=0.08)
+
+
+def test_silence_behind_a_clip_is_what_log_mel_makes_of_it() -> None:
+    """But at the edge, where a padded clip is not mirrored."""
+    sound = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    short, wanted = torch.from_numpy(log_mel(sound)), torch.from_numpy(log_mel(sound, padded=True))
+    found = in_silence(torch.nn.functional.pad(short, (0, 50))[None], torch.tensor([100]))[0]
+    assert found.shape == wanted.shape
+    edge = slice(97, 103)
+    found[:, edge] = wanted[:, edge] = 0.0
+    assert torch.allclose(found, wanted, atol=1e-4)

@@ -161,7 +161,7 @@ def test_no_hint_is_no_hint_and_a_hint_is_local(awake: Model, speech: Speech) ->
     plain = network.denoise(canvas, cache, lengths=CANVAS)
     assert torch.equal(network.denoise(canvas, cache, lengths=CANVAS, hints=none), plain)
     conditioning, (first, second) = network.decoder.conditioning, none.new_tensor([[2, -1, 3], [2, 1, 3]]).split(1)
-    a, b = (conditioning.from_hints(cache.audio[:1], hints) for hints in (first, second))
+    a, b = (conditioning.from_hints(cache.audio[:1], hints, 4) for hints in (first, second))
     assert ((a - b).abs().sum(2) > 0).tolist() == [[False, True, False]]
     assert a[0, 1].abs().sum() == 0
 
@@ -279,9 +279,16 @@ def test_ctc_goes_through_the_tied_embedding(network: WhisperNetwork, speech: Sp
 
 
 def test_moments_are_told_in_whispers_own_position_code() -> None:
-    frames = torch.arange(50)
-    close(sinusoids((frames[None] - 1.5) / 4, WIDTH)[0], whisper_sinusoids(50, WIDTH))
-    slots = sinusoids(torch.arange(12)[None], WIDTH)
-    assert slots.shape == (1, 12, WIDTH)
-    middle = whisper_sinusoids(48, WIDTH).unflatten(0, (12, 4))[:, 1:3].mean(1)
-    assert (slots[0] - middle).abs().max() < 0.15, "a slot stands in the middle of its four frames"
+    close(sinusoids(torch.arange(50.0)[None], WIDTH)[0], whisper_sinusoids(50, WIDTH))
+
+
+def test_a_hint_stands_in_the_middle_of_its_frames(awake: Model, speech: Speech) -> None:
+    conditioning = awake.network.decoder.conditioning
+    conditioning.hint.weight.data.zero_()[:, WIDTH:] = torch.eye(WIDTH)  # says when, and not what
+    audio = awake.network.prefill(speech, None).audio[:1]
+    slots = torch.arange(audio.shape[1])
+    for frames in (1, 2, 4):
+        when = conditioning.from_hints(audio, slots[None], frames)[0]
+        each = whisper_sinusoids(frames * len(slots), WIDTH).unflatten(0, (len(slots), frames))
+        middle = each[:, (frames - 1) // 2 : frames // 2 + 1].mean(1)
+        assert (when - middle).abs().max() < 0.15

@@ -1,23 +1,29 @@
-"""The three things around the training of the mini: the checkpoint it starts from, its features, its export.
+"""What is around the training of the mini: the checkpoint it starts from, its sound or features, its export.
 
 python recipes/mini/prepare.py init --whisper work/whisper/transformers --shared ../shared --out work/init
+python recipes/mini/prepare.py decode MANIFEST --out work/wav/NAME [--workers 16]
 python recipes/mini/prepare.py features MANIFEST --init work/init --out work/features/NAME [--padded]
+python recipes/mini/prepare.py blend runs/mini/model --init work/init --encoder 0.6 --decoder 0.75 --out runs/mini-blend
 python recipes/mini/prepare.py export runs/mini/model --out src/diffasr/assets/mini
 """
 
 import argparse
 import json
+import multiprocessing
 import unicodedata
 from pathlib import Path
 
+import soundfile
 import torch
 from tokenizers import Tokenizer as Backend
 
+from diffasr.audio import SAMPLE_RATE_HZ, load_audio
 from diffasr.model import checkpoint
 from diffasr.model.whisper import HANDICAP, PACE
 from diffasr.text import LANGUAGES, Tokenizer
 from diffasr.train import vocabulary
 from diffasr.train.data import FeatureStore, read_manifest
+from diffasr.train.loop import part_of
 
 MERGES = 1000
 """New tokens for Hindi."""
@@ -51,12 +57,49 @@ def init(whisper: Path, shared: Path, out: Path) -> None:
     print(f"{out}: {tokenizer.size} tokens")
 
 
+def decode(manifest: Path, out: Path, *, workers: int) -> None:
+    """Write a manifest's recordings as 16-bit WAV: a GPU hears them so often that decoding would hold it up."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    names = [f"{number:06d}.wav" for number in range(len(rows))]
+    sources = [manifest.parent / row["audio_filepath"] for row in rows]
+    with multiprocessing.Pool(workers) as pool:
+        pool.starmap(_decode, zip(sources, [out / name for name in names], strict=True), chunksize=32)
+    lines = [
+        json.dumps(row | {"audio_filepath": name}, ensure_ascii=False) for row, name in zip(rows, names, strict=True)
+    ]
+    (out / "manifest.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    print(f"{out}: {len(rows)} recordings")
+
+
+def _decode(source: Path, target: Path) -> None:
+    soundfile.write(target, load_audio(source).clip(-1, 1), SAMPLE_RATE_HZ, subtype="PCM_16")
+
+
 def features(manifest: Path, start: Path, out: Path, *, padded: bool) -> None:
     """Run the frozen encoder over a manifest; go on where an interrupted run stopped."""
     encoder = checkpoint.load(start).network.encoder
     store = FeatureStore.build(read_manifest(manifest), encoder, out, padded=padded)
     hours = sum(u.duration for u in store.utterances) / 3600
     print(f"{out}: {len(store.utterances)} utterances, {hours:.2f} hours")
+
+
+@torch.no_grad()
+def blend(model: Path, start: Path, out: Path, *, encoder: float, decoder: float) -> None:
+    """Lead weights back towards those that training began with; ``encoder`` and ``decoder``: how much stays, of 1.
+
+    What was learned on little speech cost some of what was known of much. Half way there is most of both.
+
+    Source: arXiv:2109.01903 section 3, weight-space ensembles.
+    """
+    learned, before = checkpoint.load(model, precision="float32"), checkpoint.load(start, precision="float32")
+    known = before.network.state_dict()
+    kept = {"encoder": encoder, "decoder": decoder}  # embedding, conditioning and projector stay as they were learned
+    for name, value in learned.network.state_dict().items():
+        share = kept.get(part_of(name), 1.0)
+        if share < 1:
+            value.lerp_(known[name], 1 - share)
+    checkpoint.save(out, learned)
 
 
 def export(model: Path, out: Path, *, bare: bool) -> None:
@@ -72,29 +115,41 @@ def export(model: Path, out: Path, *, bare: bool) -> None:
 
 
 def main() -> None:
-    """Read the call and do one of the three."""
+    """Read the call and do it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     first = commands.add_parser("init")
     first.add_argument("--whisper", type=Path, required=True)
     first.add_argument("--shared", type=Path, required=True)
+    again = commands.add_parser("decode")
+    again.add_argument("manifest", type=Path)
+    again.add_argument("--workers", type=int, default=2)
     second = commands.add_parser("features")
     second.add_argument("manifest", type=Path)
     second.add_argument("--init", type=Path, required=True)
     second.add_argument("--padded", action="store_true", help="encode 30 s each, keep the real frames")
     second.add_argument("--threads", type=int, default=2)
+    mixed = commands.add_parser("blend")
+    mixed.add_argument("model", type=Path)
+    mixed.add_argument("--init", type=Path, required=True)
+    mixed.add_argument("--encoder", type=float, default=0.6)
+    mixed.add_argument("--decoder", type=float, default=0.75)
     third = commands.add_parser("export")
     third.add_argument("model", type=Path)
     third.add_argument("--bare", action="store_true", help="conditioning set to zero: see docs/log.md")
-    for command in (first, second, third):
+    for command in (first, again, second, mixed, third):
         command.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     match args.command:
         case "init":
             init(args.whisper, args.shared, args.out)
+        case "decode":
+            decode(args.manifest, args.out, workers=args.workers)
         case "features":
             torch.set_num_threads(args.threads)
             features(args.manifest, args.init, args.out, padded=args.padded)
+        case "blend":
+            blend(args.model, args.init, args.out, encoder=args.encoder, decoder=args.decoder)
         case "export":
             export(args.model, args.out, bare=args.bare)
 

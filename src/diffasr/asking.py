@@ -1,6 +1,6 @@
 """What the sampler's rows are told at a step: the network's logits, guided and fused with CTC's as the options say.
 
-The sampler stays on the CPU, with its dice; only the network's work is elsewhere.
+The sampler stays on the CPU, with its dice; the network's work, and what it says of each token, may be elsewhere.
 """
 
 import torch
@@ -46,7 +46,7 @@ class Asking:
             canvas.to(device).repeat(times, 1),
             self.cache,
             lengths=self.lengths[where].repeat(times),
-            previous=None if previous is None else previous.to(device).repeat(times, 1, 1),
+            previous=None if previous is None else previous.repeat(times, 1, 1),
             hints=known if times == 1 else torch.cat((known, torch.full_like(known, -1))),
         )
         if times == 2:
@@ -54,7 +54,7 @@ class Asking:
             logits = guided(told, untold, self.options.guidance)
         if weight > 0:
             logits = fused(logits, self.cache.ctc[: len(rows)], known, self.openings, weight)
-        return logits.cpu()
+        return logits
 
     def _let_go(self, rows: Tensor) -> None:
         """Keep of the cache what ``rows`` need."""

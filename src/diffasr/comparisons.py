@@ -60,6 +60,6 @@ def _together(joint: list[Joint], tokens: Tensor, logits: Tensor, ended: Tensor)
     """The next token (B,) of each row behind ``tokens`` (B, U), from logits (B, V)."""
     best = logits.argmax(-1)
     for row in (~ended).nonzero()[:, 0].tolist():
-        (said,) = opinions(logits[row : row + 1].cpu(), [int(best[row])])
+        (said,) = opinions(logits[row : row + 1], [int(best[row])])
         best[row] = joint[row].next(tokens[row].tolist(), said)
     return best

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,8 @@ class Path:
 def best_paths(logits: Tensor, slots: Tensor, *, blank: int) -> list[Path]:
     """Greedy labels of (B, N, C) logits, ``slots`` (B,) of them real; repeats merged, blanks dropped."""
     scores, labels = logits.max(dim=2)  # (B, N)
-    scores = (scores - logits.logsumexp(dim=2)).float()
+    scores = (scores - logits.logsumexp(dim=2)).float().cpu()  # all that follows is for each row by itself
+    labels, slots = labels.cpu(), slots.cpu()
     previous = torch.cat((torch.full_like(labels[:, :1], blank), labels[:, :-1]), dim=1)
     real = torch.arange(labels.shape[1], device=labels.device) < slots[:, None]
     heard = (labels != blank) & (labels != previous) & real
@@ -106,13 +108,13 @@ def consumed(written: str, heard: Sequence[str]) -> int:
 
     Of several such splits the longest, so that a piece half said is not said again.
     """
-    row = list(range(len(written) + 1))  # edits from the first j characters written to the pieces so far
+    own, places = np.frombuffer(written.encode("utf-32-le"), np.uint32), np.arange(len(written) + 1)
+    row = places.copy()  # edits from the first j characters written to the pieces so far
     best, cost = 0, row[-1]
     for count, piece in enumerate(heard, 1):
         for char in piece:
-            above, row = row, [row[0] + 1]
-            for j, own in enumerate(written, 1):
-                row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (own != char)))
+            changed = np.concatenate((row[:1] + 1, np.minimum(row[1:] + 1, row[:-1] + (own != ord(char)))))
+            row = np.minimum.accumulate(changed - places) + places  # a character left out costs one, each
         if row[-1] <= cost:
             best, cost = count, row[-1]
     return best

@@ -213,7 +213,7 @@ def opinions(logits: Tensor, tokens: Sequence[int]) -> list[Opinion]:
     places = logits[: len(tokens)].float()
     total = places.logsumexp(-1, keepdim=True)
     top = places.topk(min(FEW, places.shape[1]), dim=-1)
-    own = places.gather(1, torch.tensor(tokens[: len(places)])[:, None]) - total
+    own = places.gather(1, torch.tensor(tokens[: len(places)], device=places.device)[:, None]) - total
     found = [
         Opinion(own=score, tokens=likely, log_probabilities=scores)
         for score, likely, scores in zip(

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from diffasr.diffusion.corrupt import noise
 from diffasr.errors import OptionError
 
-FEW = 8
-"""Places whose logits are looked at together."""
+FEW, MANY = 8, 4096
+"""Places whose logits are looked at together: on a CPU, and on a GPU, which is quick if it is seldom asked."""
 WORTHWHILE = 0.25
 """Share of the rows in hand that must be finished before they leave: what a network remembers of the others is copied
 then, which costs them a part of a step."""
@@ -37,7 +37,7 @@ class Step:
     canvas: Tensor
     """(R, L) what the denoiser saw."""
     logits: Tensor
-    """(R, L, V) what it said."""
+    """(R, L, V) what it said, where it said it: on a GPU, maybe."""
     drawn: Tensor
     """(R, L) a token for each place."""
     accepted: Tensor
@@ -165,7 +165,8 @@ def sample(  # noqa: PLR0913
     Behind a row's first ``end`` everything is ``end``. What a step does not accept is given to ``renew``; without one
     it is drawn anew from noise. Each row draws from its own generator, so that a row's text does not depend on its
     neighbours; seeds: of each row, None: that of ``options`` for all. A row that is finished keeps its draft and leaves
-    the batch, with others that are; when all are, no more steps follow.
+    the batch, with others that are; when all are, no more steps follow. All of this is on the CPU but the logits, which
+    stay where ``denoise`` made them.
     """
     sizes = lengths.tolist()
     dice = [torch.Generator().manual_seed(seed) for seed in seeds or [options.seed] * len(sizes)]
@@ -177,7 +178,7 @@ def sample(  # noqa: PLR0913
         real, seen = everything[rows], canvas[rows]  # (R, L)
         mine, own = [sizes[row] for row in rows.tolist()], [dice[row] for row in rows.tolist()]
         logits = denoise(seen, previous, rows).float()
-        best_tokens, total, entropy = beliefs(logits)  # (R, L) each
+        best_tokens, total, entropy = (found.cpu() for found in beliefs(logits))  # (R, L) each
         drawn = _draw(logits, best_tokens, options.temperature_at(step - 1), mine, own)
         chosen, surprise = closed(drawn, end), total - _of(logits, drawn)
         accepted = _accepted(options, real, chosen == seen, entropy, surprise)
@@ -201,7 +202,7 @@ def sample(  # noqa: PLR0913
         if bool(best.finished.all()):
             return
         stay = _staying(best.finished[rows])
-        previous = logits[stay] if options.self_conditioning else None
+        previous = logits[stay.to(logits.device)] if options.self_conditioning else None
         rows = rows[stay]
 
 
@@ -233,7 +234,7 @@ def beliefs(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(B, L, V) logits to the likeliest tokens, the logarithm of the sum of exponentials, and the entropy in nats, all
     (B, L). A few places at a time: what is V wide then stays in the processor's cache."""
     parts = []
-    for some in logits.flatten(0, 1).split(FEW):  # (FEW, V)
+    for some in logits.flatten(0, 1).split(FEW if logits.device.type == "cpu" else MANY):  # (FEW, V)
         top, tokens = some.max(-1)
         below = some - top[:, None]
         shares = below.exp()
@@ -244,7 +245,7 @@ def beliefs(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _of(logits: Tensor, tokens: Tensor) -> Tensor:
-    return logits.gather(2, tokens[..., None])[..., 0]  # (B, L)
+    return logits.gather(2, tokens.to(logits.device)[..., None])[..., 0].cpu()  # (B, L)
 
 
 def closed(tokens: Tensor, end: int) -> Tensor:
@@ -320,6 +321,6 @@ def _draw(
     tokens = likely.clone()
     if temperature > 0:
         for row, (size, die) in enumerate(zip(sizes, dice, strict=True)):
-            shares = (logits[row, :size] / temperature).softmax(-1)
+            shares = (logits[row, :size] / temperature).softmax(-1).cpu()  # where the die is
             tokens[row, :size] = torch.multinomial(shares, 1, generator=die)[:, 0]
     return tokens

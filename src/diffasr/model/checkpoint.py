@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 _READ = 32  # tensors at a time
 FILES = hub.FILES
 find = hub.find
-PROJECTOR = ProjectorConfig(hidden=768, strides=2, layers=2, letters=2)
-"""What a Whisper is given to become ours: 12.5 audio tokens a second, and CTC labels of two letters."""
+PROJECTOR = ProjectorConfig(hidden=768, strides=1, steady=1, layers=2, letters=2)
+"""What a Whisper is given to become ours: 25 audio tokens a second, and CTC labels of two letters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def build_projector(config: ModelConfig, width: int) -> Projector:
     bridge = config.projector
     made = Projector(
         speech_width=config.encoder.width, hidden=bridge.hidden, width=width, strides=bridge.strides,
-        layers=bridge.layers,
+        steady=bridge.steady, layers=bridge.layers,
     )  # fmt: skip
     for name in {"norm", "out_norm"} - set(bridge.norms):
         setattr(made, name, torch.nn.Identity())

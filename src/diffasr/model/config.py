@@ -32,6 +32,9 @@ class ProjectorConfig:
 
     hidden: int
     strides: int
+    """How many of its convolutions halve the rate."""
+    steady: int = 0
+    """How many convolutions behind them keep it."""
     layers: int = 0
     """Transformer layers over the audio tokens."""
     letters: int = 0
@@ -147,7 +150,7 @@ def _read(kind: type[T], fields: dict[str, Any]) -> T:
     except TypeError as error:
         raise ModelError(f"config.json: {kind.__name__}: {error}") from error
     for name, value in fields.items():
-        least = 0 if name in ("layers", "letters") and kind is ProjectorConfig else 1
+        least = 0 if name in ("steady", "layers", "letters") and kind is ProjectorConfig else 1
         if not _is_valid(name, value, least):
             raise ModelError(f"config.json: {kind.__name__}: {name} is {value!r}")
     return made

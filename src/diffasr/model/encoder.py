@@ -54,8 +54,11 @@ class WhisperEncoder(nn.Module):
         return torch.cat([F.pad(x, (0, mel.shape[2] - x.shape[2])) for x in rows])
 
 
-def stack(features: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Log-mel features of several clips, each (mels, M), as one zero-padded batch (B, mels, M) and their lengths."""
+def stack(features: list[Tensor], *, multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """Log-mel features of several clips, each (mels, M), as one zero-padded batch (B, mels, M) and their lengths.
+
+    multiple: M is one of so many frames.
+    """
     lengths = torch.tensor([f.shape[1] for f in features])
-    longest = int(lengths.max())
+    longest = -(-int(lengths.max()) // multiple) * multiple
     return torch.stack([F.pad(f, (0, longest - f.shape[1])) for f in features]), lengths

@@ -7,7 +7,6 @@ projector learns that scale itself.
 Source: ``transformers.models.diffusion_gemma`` 5.24.0; the sizes of the 26 B system are in docs/design.md section 2.
 """
 
-import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.hub import LANGUAGE_MODEL_FILES, find
 from diffasr.model.network import Cache, Speech
 from diffasr.model.projector import Projector
+from diffasr.model.replay import Replays
+from diffasr.model.stacks import Look, Stacks, branch
 
 Experts = Literal["eager", "batched_mm", "grouped_mm"]
 """How the experts are computed: a loop, one padded product, or one grouped product. Same numbers."""
@@ -192,6 +193,7 @@ class GemmaNetwork(nn.Module):
         self.projector = projector
         self.backbone = backbone
         self.end = prompt.end
+        self.replays = Replays()
         self.register_buffer("before", torch.tensor(prompt.before), persistent=False)
         self.register_buffer("after", torch.tensor(prompt.after, dtype=torch.int64), persistent=False)
         self.register_buffer("languages", torch.tensor(prompt.languages), persistent=False)
@@ -216,7 +218,7 @@ class GemmaNetwork(nn.Module):
     def select(self, cache: Cache, rows: Tensor) -> Cache:
         """See Network."""
         memory: Memory = cache.memory
-        chosen = _branch(memory.keys_values)
+        chosen = branch(memory.keys_values)
         layers: list[Any] = chosen.layers  # full and sliding ones, all of them filled by prefill
         for layer in layers:
             mine = rows.to(layer.keys.device)  # which need not be where the rows are: placement.py
@@ -243,13 +245,13 @@ class GemmaNetwork(nn.Module):
         slots = self.slots(speech)
         keys_values = DynamicCache(config=self.backbone.config.get_text_config())
         prompt, real = self._prompt(audio, slots)
-        heard = self._read(prompt, real, keys_values)[:, -1]  # (B, D)
+        heard = self.stacks.read(prompt, real, keys_values, is_usual=True)[:, -1]  # (B, D)
         logits = self._unembed(heard)[:, self.languages]  # (B, 6)
         guess = logits.argmax(1)
         known = guess if languages is None else torch.where(languages < 0, guess, languages)
         real = F.pad(real, (0, 1), value=True)  # (B, P)
         told = self._embed(self.languages[known][:, None])  # (B, 1, D): the language comes first
-        hidden = self._read(told, real, keys_values)[:, -1]  # (B, D)
+        hidden = self.stacks.read(told, real, keys_values, is_usual=True)[:, -1]  # (B, D)
         return Cache(
             audio=audio,
             slots=slots,
@@ -271,15 +273,18 @@ class GemmaNetwork(nn.Module):
         """See Network. ``hints`` are not used: the backbone was trained without, and its prompt holds the audio."""
         memory: Memory = cache.memory
         places = torch.arange(canvas.shape[1], device=canvas.device)  # (L,)
-        out = self.backbone(
-            decoder_input_ids=canvas,
-            cache=memory.keys_values,
-            self_conditioning_logits=previous,
-            decoder_attention_mask=torch.cat((memory.real, places < lengths[:, None]), dim=1),  # (B, P + L)
-            decoder_position_ids=memory.real.sum(1)[:, None] + places,  # a row's canvas follows its own prompt
-        )
-        logits: Tensor = out.logits
-        return logits  # (B, L, V)
+        real = torch.cat((memory.real, places < lengths[:, None]), dim=1)  # (B, P + L)
+        hidden = self.stacks.look(
+            Look(
+                canvas=canvas,
+                positions=memory.real.sum(1)[:, None] + places,  # a row's canvas follows its own prompt
+                real=real,
+                previous=previous,
+                dtype=memory.hidden.dtype,
+            ),
+            memory.keys_values,
+        )  # (B, L, D)
+        return self._unembed(hidden)  # (B, L, V)
 
     def ar_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
         """See Network."""
@@ -287,23 +292,28 @@ class GemmaNetwork(nn.Module):
         hidden = memory.hidden[:, None]  # (B, 1, D)
         if tokens.shape[1]:
             real = F.pad(memory.real, (0, tokens.shape[1]), value=True)
-            read = self._read(self._embed(tokens), real, _branch(memory.keys_values))
+            read = self.stacks.read(self._embed(tokens), real, branch(memory.keys_values))
             hidden = torch.cat((hidden, read), dim=1)  # (B, U + 1, D)
         return self._unembed(hidden)
 
     def ar_reader(self, cache: Cache) -> Callable[[Tensor], Tensor]:
         """See Network."""
         memory: Memory = cache.memory
-        keys_values, real = _branch(memory.keys_values), memory.real
+        keys_values, real = branch(memory.keys_values), memory.real
 
         def read(tokens: Tensor) -> Tensor:
             nonlocal real
             if not tokens.shape[1]:
                 return self._unembed(memory.hidden)  # (B, V)
             real = F.pad(real, (0, tokens.shape[1]), value=True)
-            return self._unembed(self._read(self._embed(tokens), real, keys_values)[:, -1])
+            return self._unembed(self.stacks.read(self._embed(tokens), real, keys_values)[:, -1])
 
         return read
+
+    @property
+    def stacks(self) -> Stacks:
+        """Passes through the backbone, recorded where they can be."""
+        return Stacks(self.backbone, self.replays)
 
     def _project(self, speech: Speech) -> Tensor:
         """Frames, in the projector's own precision, to audio tokens (B, N, D)."""
@@ -323,15 +333,6 @@ class GemmaNetwork(nn.Module):
         places = (places + unused * past_audio).clamp_min(0)
         return whole.gather(1, places[..., None].expand_as(whole)), real
 
-    def _read(self, embedded: Tensor, real: Tensor, keys_values: DynamicCache) -> Tensor:
-        """Append (B, U, D) to ``keys_values``, causally: (B, U, D) normed. ``real`` covers all that is then there."""
-        positions = (real.cumsum(1) - 1).clamp_min(0)[:, -embedded.shape[1] :]
-        out = self.backbone.model.encoder(
-            inputs_embeds=embedded, attention_mask=real, position_ids=positions, cache=keys_values
-        )
-        hidden: Tensor = out.last_hidden_state
-        return hidden
-
     def _embed(self, tokens: Tensor) -> Tensor:
         """(..., D), scaled as the backbone scales its own."""
         embedded: Tensor = self.backbone.model.encoder.language_model.embed_tokens(tokens)
@@ -340,12 +341,5 @@ class GemmaNetwork(nn.Module):
     def _unembed(self, hidden: Tensor) -> Tensor:
         """(..., D) to soft-capped float32 logits (..., V), as the backbone's forward does."""
         head, cap = self.backbone.lm_head, self.backbone.final_logit_softcapping
-        logits: Tensor = head(hidden.to(head.weight.dtype)).float()
-        return torch.tanh(logits / cap) * cap
-
-
-def _branch(keys_values: DynamicCache) -> DynamicCache:
-    """A cache that can grow without changing the one it came from: layers grow by new tensors, so those are shared."""
-    grown = copy.copy(keys_values)
-    grown.layers = [copy.copy(layer) for layer in keys_values.layers]
-    return grown
+        scaled: Tensor = head(hidden.to(head.weight.dtype)).float() / cap  # the unscaled are let go: they are GBs
+        return torch.tanh(scaled) * cap

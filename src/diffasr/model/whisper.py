@@ -7,7 +7,7 @@ An autoregressive decoder says at each place what comes next. So does the denois
 read one place earlier, and training starts from what Whisper knows instead of against it (the shift of
 arXiv:2410.17891 figure 1).
 
-Small things are added, each without effect before training: the projector (audio tokens, 12.5 a second, for CTC
+Small things are added, each without effect before training: the projector (audio tokens, 25 a second, for CTC
 through the tied embedding), and a conditioning block. It tells each place, where it is read, its own noisy token, what
 the previous step believed of it, and which audio token CTC heard for it, and when: without such hints a place of a
 noisy canvas does not know its own moment.
@@ -61,18 +61,18 @@ class Conditioning(nn.Module):
         """The same from the mean embedding (B, L, D)."""
         return self.belief(self.belief_norm(mean))
 
-    def from_hints(self, audio: Tensor, hints: Tensor) -> Tensor:
-        """Audio tokens (B, N, D) and slots (B, L), -1 for none, to (B, L, D)."""
+    def from_hints(self, audio: Tensor, hints: Tensor, frames: int) -> Tensor:
+        """Audio tokens (B, N, D), each of so many encoder frames, and slots (B, L), -1 for none, to (B, L, D)."""
         width = audio.shape[2]
         heard = self.hint_norm(audio).gather(1, hints.clamp_min(0)[..., None].expand(-1, -1, width))  # (B, L, D)
-        when = sinusoids(hints, width).to(heard.dtype)
+        when = sinusoids(frames * hints + (frames - 1) / 2, width).to(heard.dtype)
         return self.hint(torch.cat((heard, when), dim=2)) * (hints >= 0)[..., None]
 
 
 def sinusoids(places: Tensor, width: int) -> Tensor:
-    """Whisper's position code of (B, L) slots, at four encoder frames a slot: (B, L, width)."""
+    """Whisper's position code of (B, L) encoder frames, or places between them: (B, L, width)."""
     rates = torch.exp(-math.log(10_000) / (width // 2 - 1) * torch.arange(width // 2, device=places.device))
-    angles = (4.0 * places + 1.5)[..., None] * rates
+    angles = places[..., None] * rates
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
@@ -269,7 +269,7 @@ class WhisperNetwork(nn.Module):
             if previous is not None:
                 known = known + decoder.believed(previous)
             if hints is not None:
-                known = known + conditioning.from_hints(cache.audio.detach(), hints)
+                known = known + conditioning.from_hints(cache.audio.detach(), hints, self.projector.frames)
         before = prefix.shape[1] - 1
         x = torch.cat((decoder.embed_tokens(prefix), tokens[:, :-1]), dim=1)  # (B, P - 1 + L, D)
         x = x + F.pad(known, (0, 0, before, 0))

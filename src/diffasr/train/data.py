@@ -310,16 +310,18 @@ def _balance(items: list[Item], shares: Mapping[str, float], dice: random.Random
     return chosen
 
 
-def collate(items: list[Item], *, end: int, seed: Sequence[int] = (0,)) -> Batch:
-    """Read the frames, or the sound, and pad everything to the longest of the batch. ``seed``: of what is changed in
-    the sound."""
+def collate(items: list[Item], *, end: int, seed: Sequence[int] = (0,), multiple: int = 1) -> Batch:
+    """Read the frames, or the sound, and pad everything to the longest of the batch.
+
+    seed: of what is changed in the sound. multiple: of mel frames, that sound is padded to.
+    """
     tokens = torch.full((len(items), max(len(i.tokens) for i in items)), end)
     for row, item in enumerate(items):
         tokens[row, : len(item.tokens)] = torch.tensor(item.tokens)
     pieces = [torch.tensor(item.pieces) for item in items]
     names = list(LANGUAGES)
     return Batch(
-        speech=_speech(items, seed),
+        speech=_speech(items, seed, multiple),
         languages=torch.tensor([names.index(item.language) for item in items]),
         tokens=tokens,
         lengths=torch.tensor([len(item.tokens) for item in items]),
@@ -328,14 +330,14 @@ def collate(items: list[Item], *, end: int, seed: Sequence[int] = (0,)) -> Batch
     )
 
 
-def _speech(items: list[Item], seed: Sequence[int]) -> Speech | Mel:
+def _speech(items: list[Item], seed: Sequence[int], multiple: int) -> Speech | Mel:
     if not all(isinstance(item.store, FeatureStore) for item in items):
         mels = [
             item.store.mel((item.number, *item.more), np.random.default_rng([*seed, row]))
             for row, item in enumerate(items)
             if not isinstance(item.store, FeatureStore)
         ]
-        features, lengths = stack(mels)
+        features, lengths = stack(mels, multiple=multiple)
         return Mel(features=features, lengths=lengths)
     frames = [item.store.frames(item.number) for item in items if isinstance(item.store, FeatureStore)]
     sizes = torch.tensor([len(f) for f in frames])

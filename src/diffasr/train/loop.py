@@ -24,9 +24,10 @@ from diffasr.errors import RecipeError
 from diffasr.evaluate.store import Decoder, score_store
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import Model
+from diffasr.train.ahead import Dealt, made
 from diffasr.train.augment import Augment
 from diffasr.train.buckets import Buckets
-from diffasr.train.data import FeatureStore, Item, collate, deal, deal_buckets, read_items
+from diffasr.train.data import FeatureStore, Item, deal, deal_buckets, read_items
 from diffasr.train.distributed import Step, Team, load_state, recompute_, save_state, spread_
 from diffasr.train.lora import add_lora, merge_lora
 from diffasr.train.recordings import Recordings, joined
@@ -46,6 +47,13 @@ class Place:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    spent: float = 0.0
+    """Seconds that the stage has taken so far."""
+
+    def share(self, stage: Stage) -> float:
+        """How much of the stage is done, by steps or by the clock, whichever is further."""
+        by_clock = self.spent / (60 * stage.minutes) if stage.minutes else 0.0
+        return max(self.step / stage.steps, by_clock)
 
 
 def train(recipe: Recipe, out: Path, *, overfit: int = 0, stop_after: int | None = None) -> Path:
@@ -62,6 +70,9 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
     """The loop itself."""
     out.mkdir(parents=True, exist_ok=True)
     team = Team()
+    torch.backends.cuda.enable_cudnn_sdp(
+        False
+    )  # it plans a tenth of a second for every new shape, of which there are many
     first = torch.device("cpu") if recipe.spread else team.device  # no card need ever hold what is to be spread
     model = start(recipe.init, device=first, precision=recipe.precision, seed=recipe.seed)
     network = model.network
@@ -71,7 +82,9 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
     if recipe.recompute:
         recompute_(network)
     items = _items(recipe, model)
-    teacher = checkpoint.load(recipe.teacher, device=str(team.device)).network if recipe.teacher else None
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = checkpoint.load(recipe.teacher, device=str(team.device), precision="float32").network
     dev = FeatureStore(recipe.dev) if recipe.dev.is_dir() else _recordings(recipe.dev, Augment(), model)
     looks: Sequence[int] = range(0, len(dev.utterances), max(1, len(dev.utterances) // recipe.evaluate_count))
     if overfit:
@@ -96,9 +109,10 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
             network.load_state_dict(saved["network"], strict=False)
             optimiser.load_state_dict(saved["optimiser"])
             average, saved = [value.to(team.device) for value in saved["average"]], None
-        batches = _batches(items, recipe, place, shares)
         step = team.wrap(Step(network, partial(losses, stage=stage, tokenizer=model.tokenizer, teacher=teacher)))
         mine = team.share(stage.batches)
+        plan = _plan(items, recipe, stage, (place.epoch, place.batch), shares, mine)
+        batches = made(plan, items, end=model.tokenizer.end, recipe=recipe)
         columns = (
             TextColumn(stage.name),
             MofNCompleteColumn(),
@@ -107,43 +121,45 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
         )
         with Progress(*columns, speed_estimate_period=300, disable=not team.is_first) as bar:
             task = bar.add_task("", total=stage.steps, completed=place.step)
-            while place.step < stage.steps:
+            while place.share(stage) < 1:
                 started = time.perf_counter()
-                rate = _set_rates(optimiser, stage, place.step)
+                rate = _set_rates(optimiser, stage, place)
                 optimiser.zero_grad(set_to_none=True)
                 told: dict[str, float] = {}
-                rows = 0
+                rows, waited = 0, 0.0
                 for turn in range(stage.batches):
-                    chosen = next(batches)
-                    rows += len(chosen)
-                    if turn not in mine:
+                    asked = time.perf_counter()
+                    dealt, batch = next(batches)
+                    waited += time.perf_counter() - asked
+                    place.epoch, place.batch = dealt.epoch, dealt.number
+                    rows += len(dealt.rows)
+                    if batch is None:
                         continue
-                    batch = collate(chosen, end=model.tokenizer.end, seed=(recipe.seed, place.epoch, place.batch))
                     generator = torch.Generator(team.device).manual_seed(
                         recipe.seed * 1_000_003 + number * 500_009 + place.step + turn * 7_368_787
                     )
                     with team.gathering(step, turn == mine[-1]):
-                        with team.device, torch.autocast(team.device.type, torch.bfloat16, enabled=recipe.autocast):
+                        with team.device, _rounding(team.device, recipe.autocast):
                             parts = step(team.on_device(batch), generator)
                         weighted = [getattr(stage, name) * value for name, value in parts.items()]
                         (torch.stack(weighted).sum() / len(mine)).backward()
                     for name, value in parts.items():
                         told[name] = told.get(name, 0.0) + float(value.detach()) / len(mine)
-                told = team.mean(told | {"stop": float(stop())})
+                told = team.mean(told | {"stop": float(stop()), "spent": place.spent + time.perf_counter() - started})
                 norm = nn.utils.clip_grad_norm_(parameters, stage.clip)
                 if not bool(norm.isfinite()):
                     raise RecipeError(f"{stage.name} step {place.step}: the gradient is {float(norm)}; lower the rate")
                 optimiser.step()
                 _average_(average, parameters, min(stage.ema, (1 + place.step) / (10 + place.step)))
-                place.step += 1
+                place.step, place.spent = place.step + 1, told.pop("spent")
                 done += 1
 
                 leaving = told.pop("stop") > 0 or done == stop_after
                 entry: dict[str, Any] = {name: round(value, 4) for name, value in told.items()}
                 entry |= {"norm": round(float(norm), 3), "rate": rate, "seconds": time.perf_counter() - started}
-                entry |= {"rows": rows}
+                entry |= {"waited": waited, "rows": rows}
                 bar.update(task, advance=1, description=" ".join(f"{k} {v:.3f}" for k, v in told.items()))
-                if place.step % recipe.evaluate_every == 0 or place.step == stage.steps:
+                if place.step % recipe.evaluate_every == 0 or place.share(stage) >= 1:
                     with _averaged(parameters, average):  # by all: reading spread weights takes all of them
                         entry |= _look(model, dev, looks, stage)
                 if team.is_first:
@@ -158,7 +174,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                 parameter.copy_(value)
         if model.config.backbone == "whisper":  # a gemma's LoRA is its checkpoint
             merge_lora(network)
-        place.stage, place.step = number + 1, 0
+        place.stage, place.step, place.spent = number + 1, 0, 0.0
         if team.is_first:
             checkpoint.save(out / stage.name, model)
         save_state(out / "state.pt", _state(network, recipe, None, [], place), team)
@@ -182,7 +198,10 @@ def _items(recipe: Recipe, model: Model) -> list[Item]:
     if not items:
         raise RecipeError(f"{recipe.name}: its features or manifests hold no utterance that fits")
     if recipe.manifests and recipe.augment.joined > 0:
-        items += joined(items, model.tokenizer, share=recipe.augment.joined, seed=recipe.seed, max_tokens=MAX_TOKENS)
+        items += joined(
+            items, model.tokenizer, share=recipe.augment.joined, seed=recipe.seed, max_tokens=MAX_TOKENS,
+            strides=model.config.projector.strides,
+        )  # fmt: skip
     return items
 
 
@@ -231,31 +250,42 @@ def part_of(name: str) -> str:
     return first if first in ("encoder", "projector") else "frozen"
 
 
-def _set_rates(optimiser: torch.optim.AdamW, stage: Stage, step: int) -> float:
+def _set_rates(optimiser: torch.optim.AdamW, stage: Stage, place: Place) -> float:
     """Linear warm-up, then a cosine; returns the share of the peak."""
-    if step < stage.warmup:
-        share = (step + 1) / stage.warmup
+    if place.step < stage.warmup:
+        share = (place.step + 1) / stage.warmup
     else:
-        done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+        first = stage.warmup / stage.steps if place.share(stage) == place.step / stage.steps else 0.0
+        done = min(1.0, (place.share(stage) - first) / (1 - first)) if first < 1 else 1.0
         share = stage.final_rate + (1 - stage.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * share
     return share
 
 
-def _batches(items: list[Item], recipe: Recipe, place: Place, shares: dict[str, float] | None) -> Iterator[list[Item]]:
-    """Batches from ``place`` on, for ever; ``place`` moves along."""
+def _plan(
+    items: list[Item],
+    recipe: Recipe,
+    stage: Stage,
+    place: tuple[int, int],
+    shares: dict[str, float] | None,
+    mine: range,
+) -> Iterator[Dealt]:
+    """Batches from ``place`` (epoch, batches of it that are done) on, for ever."""
+    numbers = {id(item): number for number, item in enumerate(items)}
+    epoch, done = place
+    turn = 0
     while True:
-        stage = recipe.stages[place.stage]
         if recipe.buckets:
             plan = Buckets(seconds=stage.seconds, count=recipe.buckets, together=stage.batches, seed=recipe.seed)
-            dealt = deal_buckets(items, plan, epoch=place.epoch, shares=shares)
+            batches = deal_buckets(items, plan, epoch=epoch, shares=shares)
         else:
-            dealt = deal(items, epoch=place.epoch, seed=recipe.seed, seconds=stage.seconds, shares=shares)
-        while place.batch < len(dealt):
-            place.batch += 1
-            yield dealt[place.batch - 1]
-        place.epoch, place.batch = place.epoch + 1, 0
+            batches = deal(items, epoch=epoch, seed=recipe.seed, seconds=stage.seconds, shares=shares)
+        for number in range(done, len(batches)):
+            rows = tuple(numbers[id(item)] for item in batches[number])
+            yield Dealt(epoch, number + 1, rows, turn % stage.batches in mine)
+            turn += 1
+        epoch, done = epoch + 1, 0
 
 
 @torch.no_grad()
@@ -310,6 +340,12 @@ def _state(
         "average": list(average),
         "place": vars(place),
     }
+
+
+def _rounding(device: torch.device, is_on: bool) -> torch.autocast:
+    """Products in bfloat16. Nothing cast is kept: before torch 2.12 a weight that was cast first without gradients, for
+    self-conditioning, silently got none for the rest of the step."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_on, cache_enabled=False)
 
 
 @contextmanager

@@ -46,10 +46,12 @@ class Recordings:
         return torch.from_numpy(log_mel(sound, mels=self.mels, padded=self.whole))
 
 
-def joined(items: Sequence[Item], tokenizer: Tokenizer, *, share: float, seed: int, max_tokens: int) -> list[Item]:
+def joined(
+    items: Sequence[Item], tokenizer: Tokenizer, *, share: float, seed: int, max_tokens: int, strides: int = 1
+) -> list[Item]:
     """``share`` times as many items again, each of several clips of one store and language that fit into 30 s.
 
-    Fewer, or none, where clips are too long to be joined.
+    Fewer, or none, where clips are too long to be joined. strides: of the projector, each of which halves the frames.
     """
     dice = random.Random(seed)
     groups: dict[tuple[int, str], list[Item]] = {}
@@ -69,18 +71,18 @@ def joined(items: Sequence[Item], tokenizer: Tokenizer, *, share: float, seed: i
                 break
             chosen.append(item)
         if len(chosen) > 1:
-            made += _one(chosen, tokenizer, max_tokens)
+            made += _one(chosen, tokenizer, max_tokens, strides)
     return made
 
 
-def _one(chosen: Sequence[Item], tokenizer: Tokenizer, max_tokens: int) -> list[Item]:
+def _one(chosen: Sequence[Item], tokenizer: Tokenizer, max_tokens: int, strides: int) -> list[Item]:
     """The clips as one item; nothing where the text is too long for a canvas or for CTC."""
     first = chosen[0]
     space = "" if first.language == "zh" else " "
     text = space.join(item.store.utterances[item.number].text.strip() for item in chosen)
     tokens, pieces = tokenizer.encode(text), tokenizer.pieces(text)
     seconds = sum(item.seconds for item in chosen) + sum(PAUSES) / 2 * (len(chosen) - 1)
-    if len(tokens) > max_tokens or needed_slots(pieces) > seconds * 12.5:
+    if len(tokens) > max_tokens or needed_slots(pieces) > seconds * 50 / 2**strides:
         return []
     more = tuple(item.number for item in chosen[1:])
     return [replace(first, more=more, tokens=tuple(tokens), pieces=tuple(pieces), seconds=seconds)]

@@ -22,6 +22,9 @@ class Stage:
     steps: int
     rates: dict[str, float]
     """Peak learning rate of each part that trains, by its name in PARTS."""
+    minutes: float | None = None
+    """Ends the stage even if steps are left, and the rates fall by the clock: for a machine that is lent. Such a run is
+    not the same twice."""
     warmup: int = 100
     """Steps from 0 to the peak; from there a cosine leads to ``final_rate``."""
     final_rate: float = 0.05
@@ -69,6 +72,9 @@ class Stage:
     """Share of the steps with self-conditioning."""
     unroll_share: float = 0.0
     """Share of the rows of such a step whose canvas is the model's own draft (arXiv:2112.06749)."""
+    spec: float = 0.0
+    """Share of the rows with bands and spans of the log-mel features blanked (SpecAugment); the teacher hears them all.
+    For manifests."""
     mask: float = 0.0
     """Share of the rows with spans of frames blanked (SpecAugment over time)."""
     dropout: float = 0.0
@@ -93,14 +99,14 @@ class Stage:
             raise RecipeError(f"stage {self.name}: train the decoder or its lora, not both")
         if min(self.steps, self.batches, self.lora_rank, self.encoder_layers) < 1 or self.seconds <= 0:
             raise RecipeError(f"stage {self.name}: steps, seconds, batches, lora_rank, encoder_layers must be above 0")
-        if self.warmup < 0 or self.slack < 0:
-            raise RecipeError(f"stage {self.name}: warmup and slack must be 0 or more")
+        if self.warmup < 0 or self.slack < 0 or (self.minutes is not None and not self.minutes > 0):
+            raise RecipeError(f"stage {self.name}: warmup and slack must be 0 or more, minutes above 0 or left out")
         unknown = set(self.teaches) - set(LANGUAGES)
         if unknown:
             raise RecipeError(f"stage {self.name}: teaches names {sorted(unknown)}; languages are {list(LANGUAGES)}")
         for name in ("ar_share", "ar_draft", "drift", "diffusion_share", "full_share", "draft_share",
-                     "draft_noise", "hint_drop", "audio_drop", "mask", "dropout", "conditioned_share", "unroll_share",
-                     "final_rate", "smoothing", "ema"):  # fmt: skip
+                     "draft_noise", "hint_drop", "audio_drop", "spec", "mask", "dropout", "conditioned_share",
+                     "unroll_share", "final_rate", "smoothing", "ema"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"stage {self.name}: {name} is a share from 0 to 1, got {getattr(self, name)}")
         if self.clip <= 0 or min(*self.rates.values(), self.weight_decay, self.ctc_extra, self.blur) < 0:
@@ -134,6 +140,8 @@ class Recipe:
     """How much of an epoch each language gets; None: as it comes."""
     buckets: int = 0
     """Batches are of so many classes of length, each with as many rows as fit; 0: of neighbours in length."""
+    workers: int = 0
+    """Processes that read and change sound ahead, while the device computes; 0: it waits for each batch."""
     seed: int = 0
     autocast: bool = True
     """Matrix products in bfloat16; weights that learn stay float32."""
@@ -154,24 +162,31 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if not names or len({*names, "model"}) <= len(names):  # out/model holds the result
             raise RecipeError(f"{self.name}: each stage needs a name of its own, and not model, got {names}")
-        if min(self.evaluate_every, self.evaluate_count, self.save_every) < 1 or self.buckets < 0:
+        if min(self.evaluate_every, self.evaluate_count, self.save_every) < 1 or min(self.buckets, self.workers) < 0:
             raise RecipeError(
-                f"{self.name}: evaluate_every, evaluate_count and save_every must be at least 1, buckets 0 or more"
+                f"{self.name}: evaluate_every, evaluate_count and save_every must be at least 1, buckets and workers 0 "
+                "or more"
             )
         if self.precision not in get_args(Precision):
             raise RecipeError(f"{self.name}: precision is one of {get_args(Precision)}, got {self.precision!r}")
         if bool(self.manifests) == bool(self.features):
             raise RecipeError(f"{self.name}: name features or manifests to train on, one of the two")
         for stage in self.stages:
-            if "encoder" in stage.rates and not self.manifests:
-                raise RecipeError(f"{self.name}: stage {stage.name} trains the encoder: name manifests, not features")
-            if stage.distil > 0 and self.teacher is None:
-                raise RecipeError(f"{self.name}: stage {stage.name} has a weight for distil: name a teacher")
+            self._check(stage)
         unknown = set(self.shares or ()) - set(LANGUAGES)
         if unknown:
             raise RecipeError(f"{self.name}: shares names {sorted(unknown)}; languages are {', '.join(LANGUAGES)}")
         if self.shares is not None and (min(self.shares.values(), default=0) < 0 or not sum(self.shares.values())):
             raise RecipeError(f"{self.name}: shares must be 0 or more, and one above 0")
+
+    def _check(self, stage: Stage) -> None:
+        """What a stage needs of the recipe."""
+        if "encoder" in stage.rates and not self.manifests:
+            raise RecipeError(f"{self.name}: stage {stage.name} trains the encoder: name manifests, not features")
+        if stage.spec > 0 and not self.manifests:
+            raise RecipeError(f"{self.name}: stage {stage.name} has spec: name manifests, features have no mel bands")
+        if stage.distil > 0 and self.teacher is None:
+            raise RecipeError(f"{self.name}: stage {stage.name} has a weight for distil: name a teacher")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Recipe":
