@@ -169,6 +169,15 @@ def test_model_and_version_are_in_the_fingerprint(settings: Settings, monkeypatc
     assert len({before, trained, settings.basis()}) == 3
 
 
+def test_the_references_own_file_can_be_the_model(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "small.pt"
+    told = dataclasses.replace(settings, model=str(file))
+    with pytest.raises(ModelError, match=r"there is no .*small\.pt"):
+        told.basis()
+    marks = [told.basis() for content in ("weights", "weights", "others") if file.write_text(content)]
+    assert marks[0] == marks[1] != marks[2]
+
+
 def test_settings_reach_the_transcriber(settings: Settings) -> None:
     settings = dataclasses.replace(settings, language="hi", listen=ListenOptions(vad=False))
     settings = dataclasses.replace(settings, hotwords=Hotwords(words=("bat",)))

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffasr.comparisons import ar_texts, ctc_texts
-from diffasr.decode import Decoded, decode
+from diffasr.decode import Decoded, decode, denoise_steps
+from diffasr.diffusion import ctc
 from diffasr.diffusion.ctc import BUCKETS
 from diffasr.diffusion.sampler import Draft, SamplingOptions
 from diffasr.model.checkpoint import Model
@@ -285,6 +286,30 @@ def test_one_vote_is_no_vote_and_more_merge_what_several_canvases_say() -> None:
         (alone,) = decode(model, row_alone(speech, row), known[row : row + 1],
                           SamplingOptions(**options, votes=5))  # fmt: skip
         assert alone.text == voted[row].text, "neighbours do not vote"
+
+
+@pytest.mark.parametrize("accept", ["all", "entropy", "prefix"])
+def test_every_vote_has_its_own_die_and_none_looks_at_neighbours(accept: Any) -> None:
+    model, lengths = wake(random_model()), [60, 31, 45]
+    speech, known = random_speech(lengths), torch.tensor([0, 5, 2])
+    options = SamplingOptions(steps=3, accept=accept, temperature=2.0, final_temperature=2.0, votes=4, alternatives=4)
+    together = decode(model, speech, known, options)
+    for row in range(len(lengths)):
+        (alone,) = decode(model, row_alone(speech, row), known[row : row + 1], options)
+        assert (alone.text, {a.text for a in alone.alternatives}) == (
+            together[row].text, {a.text for a in together[row].alternatives}
+        )  # fmt: skip
+    assert len({d.text for d in together}) > 1
+
+
+def test_votes_on_the_same_canvas_draw_apart(model: Model) -> None:
+    speech, path = random_speech([40]), ctc.Path([5, 6, 7], [0, 1, 2], 0.0)
+    cache = model.network.prefill(speech, torch.tensor([0]))
+    cache = model.network.select(cache, torch.tensor([0, 0, 0]))
+    options = SamplingOptions(steps=2, accept="all", temperature=30.0)
+    for seeds, kinds in (([3, 3, 3], 1), ([3, 4, 5], 3)):
+        *_, draft = denoise_steps(model, cache, [path] * 3, torch.full((3,), 16), options, seeds=seeds)
+        assert len({tuple(row.tolist()) for row in draft.log_probability}) == kinds
 
 
 def test_canvases_of_a_window_start_differently_and_the_first_as_it_would_alone() -> None:

@@ -1,5 +1,6 @@
 """Laws of a canvas of which some tokens are known, with logits at random and with a script."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import VOCABULARY, tiny_tokenizer
@@ -7,9 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffasr.diffusion.ctc import BUCKETS
+from diffasr.diffusion.joint import Joint
+from diffasr.diffusion.lattice import Sound
 from diffasr.diffusion.pinned import Judge, Piece, Sheet
 from diffasr.diffusion.sampler import SamplingOptions, sample
 from diffasr.errors import OptionError
+from diffasr.text import Tokenizer
 
 TOKENIZER = tiny_tokenizer()
 
@@ -103,6 +107,69 @@ def test_where_ctc_speaks_against_every_change_none_is_made() -> None:
         assert (
             run(Sheet(pieces("a", "cat", "rat"), TOKENIZER, judge, is_spaced=True), torch.tensor(seed)) == "a cat rat"
         )
+
+
+SPELLER = Tokenizer(TOKENIZER.backend, letters=2)
+"""The same tokens; CTC has labels of its own."""
+
+
+def sheet_of(*texts: str) -> Sheet:
+    return Sheet(pieces(*texts), SPELLER, impartial, is_spaced=True)
+
+
+def jointly(sheet: Sheet, wanted: Tensor | str, heard: str, *, steps: int = 8, doubt: float = 0.1) -> str:
+    """As ``run``, but written together with CTC, which has ``heard`` something, each label of it with so much doubt."""
+    path = [label for piece in SPELLER.pieces(heard) for label in (piece, piece, SPELLER.blank)]
+    shares = np.full((len(path), len(SPELLER.alphabet)), doubt / (len(SPELLER.alphabet) - 1))
+    shares[np.arange(len(path)), path] = 1 - doubt
+    sound = Sound(np.log(shares).astype(np.float32), blank=SPELLER.blank)
+    assert SPELLER.spelling is not None
+    joint = Joint(sound, SPELLER.spelling, end=SPELLER.end, weight=0.43, confidence=0.1)
+    dice = torch.Generator().manual_seed(0 if isinstance(wanted, str) else int(wanted))
+
+    def denoise(canvas: Tensor, _previous: Tensor | None, _rows: Tensor) -> Tensor:
+        assert torch.equal(canvas, sheet.canvas())
+        if not isinstance(wanted, str):
+            return 3.0 * torch.randn(1, sheet.size, VOCABULARY, generator=dice)
+        said = torch.full((1, sheet.size), TOKENIZER.end)
+        known = torch.tensor(TOKENIZER.encode(wanted))
+        said[0, : len(known)] = known
+        return 30.0 * F.one_hot(said, VOCABULARY).float()
+
+    options, lengths = SamplingOptions(steps=steps, accept="joint"), torch.tensor([sheet.size])
+    for draft in sample(denoise, sheet.canvas(), lengths, options, end=TOKENIZER.end, renew=sheet.together(joint)):
+        assert [t for t in draft.tokens[0].tolist() if t != TOKENIZER.end] == sheet.tokens()
+        assert len(sheet.tokens()) < sheet.size
+    return TOKENIZER.decode(sheet.tokens())
+
+
+def test_written_together_what_is_kept_stays_as_well() -> None:
+    changed = 0
+    for seed in range(20):
+        sheet = sheet_of("they said", "cat", "and the", "big dog", "", "ran", "off")
+        before = TOKENIZER.decode(sheet.tokens())
+        text = jointly(sheet, torch.tensor(seed), before, steps=1 + seed, doubt=0.8)
+        changed += text != before
+        words = text.split()
+        assert [words[n] for n in sheet.kept_words("en")] == ["cat", "big", "dog", "ran"]
+    assert changed > 10
+
+
+def test_written_together_the_text_changes_on_both_sides() -> None:
+    sheet = sheet_of("teh", "cat", "szt")
+    assert jointly(sheet, "the cat sat", "the cat sat") == "the cat sat"
+    assert sheet.kept_words("en") == [1]
+
+
+def test_written_together_a_kept_word_is_not_said_twice_and_is_no_end() -> None:
+    assert jointly(sheet_of("on um", "cats", ""), "on cats", "on cats", steps=12) == "on cats"
+    assert jointly(sheet_of("a", "dog", "ran off"), "a dog", "a dog") == "a dog"
+    assert "dog" in jointly(sheet_of("a big", "dog", "ran"), "a", "a big dog ran", steps=20).split()
+
+
+@pytest.mark.parametrize(("doubt", "expected"), [(0.5, "a cat ran"), (1e-30, "a cat rat")])
+def test_written_together_even_the_first_change_is_weighed(doubt: float, expected: str) -> None:
+    assert jointly(sheet_of("a", "cat", "rat"), "a cat ran", "a cat rat", doubt=doubt) == expected
 
 
 def test_a_text_that_no_canvas_holds_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from conftest import random_model, wake
+from test_comparisons import spelling_model
 from test_decode import Script, heard
 
 from diffasr import cli
@@ -43,9 +44,10 @@ RESULT = Transcript(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def asr() -> Transcriber:
-    return Transcriber(wake(random_model()))
+@pytest.fixture(scope="module", params=["prefix", "joint"])
+def asr(request: pytest.FixtureRequest) -> Transcriber:
+    """Of a model whose CTC has the tokens as labels, and of one with short labels."""
+    return Transcriber(wake(random_model() if request.param == "prefix" else spelling_model()))
 
 
 @pytest.mark.parametrize(

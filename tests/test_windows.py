@@ -41,10 +41,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SpeechDetector", Told)
 
 
-def sound(*stretches: float) -> Samples:
-    """Silence and speech by turns, in seconds, each a whole number of frames."""
+def sound(*stretches: float, noise: float = 0.001) -> Samples:
+    """Silence (``noise`` loud) and speech by turns, in seconds, each a whole number of frames."""
     frames = [round(s * SECOND / FRAME) for s in stretches]
-    return np.concatenate([np.full(count * FRAME, float(n % 2), np.float32) for n, count in enumerate(frames)])
+    return np.concatenate([np.full(n * FRAME, 1 if k % 2 else noise, np.float32) for k, n in enumerate(frames)])
 
 
 def cut(samples: Samples, **changes: Any) -> list[Window]:
@@ -75,17 +75,18 @@ def check_cover(windows: list[Window], samples: Samples, *, loud: Any, longest: 
 @given(
     stretches=st.lists(st.one_of(st.floats(0.2, 2.5), st.floats(5, 70)), min_size=1, max_size=8),
     aim=st.floats(1, 30), longest=st.floats(1, 30), margin=st.floats(0, 2), pause=st.floats(0.1, 3),
-    share=st.floats(0, 0.5),
+    share=st.floats(0, 0.5), noise=st.sampled_from([0.0, 0.001]),
 )  # fmt: skip
 def test_every_second_of_speech_is_in_a_window(
-    stretches: list[float], aim: float, longest: float, margin: float, pause: float, share: float
-) -> None:
-    samples = sound(*stretches)
+    stretches: list[float], aim: float, longest: float, margin: float, pause: float, share: float,
+    noise: float,
+) -> None:  # fmt: skip
+    samples = sound(*stretches, noise=noise)
     options = {
         "window_seconds": aim, "longest_seconds": longest, "margin_seconds": margin, "pause_seconds": pause,
         "overlap_seconds": share * max(longest, aim),
     }  # fmt: skip
-    check_cover(cut(samples, **options), samples, loud=samples > 0, longest=max(longest, aim))
+    check_cover(cut(samples, **options), samples, loud=samples == 1, longest=max(longest, aim))
 
 
 @given(probabilities=st.lists(st.sampled_from([0.0, 0.3, 0.4, 0.6, 1.0]), max_size=300), aim=st.floats(1, 8))
@@ -178,6 +179,39 @@ def test_real_speech_is_found_in_silence() -> None:
     assert later.start - len(lead) == pytest.approx(alone.start, abs=4 * FRAME)
     assert later.end - len(lead) == pytest.approx(alone.end, abs=4 * FRAME)
     assert later.speech_probability == pytest.approx(alone.speech_probability, abs=0.05)
+
+
+def check_joined(joined: list[Window], alone: list[Window], offset: int) -> None:
+    """Windows of a recording and the same later: not a sample, not a bit between them."""
+    for window, other in zip(joined, alone, strict=True):
+        assert (window.start - offset, window.end - offset) == (other.start, other.end)
+        assert [(a - offset, b - offset) for a, b in window.speech] == list(other.speech)
+        assert (window.speech_probability, window.runs_on) == (other.speech_probability, other.runs_on)
+        np.testing.assert_array_equal(window.samples, other.samples)
+
+
+@pytest.mark.parametrize("silence", [SECOND, SECOND + 1, 5 * SECOND + 333])
+def test_recordings_joined_with_digital_silence_have_the_windows_of_each(silence: int) -> None:
+    dense = np.tile(SAMPLE[SECOND // 2 : 3 * SECOND], 12)  # thirty seconds with no long pause
+    for first, second in ((SAMPLE, dense), (dense, SAMPLE)):
+        offset = len(first) + silence
+        joined = cut(np.concatenate((first, np.zeros(silence, np.float32), second)))
+        before = [window for window in joined if window.start < offset]
+        check_joined(before, cut(first), 0)
+        check_joined(joined[len(before) :], cut(second), offset)
+
+
+def test_joined_with_less_they_may_share_a_window() -> None:
+    joined = np.concatenate((SAMPLE, np.zeros(SECOND // 10, np.float32), SAMPLE[SECOND // 2 :]))
+    assert len(cut(joined, pause_seconds=2.0)) == 1
+    assert len(cut(np.concatenate((SAMPLE, np.zeros(2 * SECOND, np.float32), SAMPLE)), pause_seconds=2.0)) == 2
+
+
+def test_windows_do_not_depend_on_how_the_recording_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = np.tile(SAMPLE, 5)
+    usual = cut(long)
+    monkeypatch.setattr(module, "stream_blocks", lambda source, **_: iter(np.array_split(source, 77)))
+    check_joined(cut(long), usual, 0)
 
 
 def test_the_length_is_known_when_all_is_read() -> None:

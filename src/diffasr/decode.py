@@ -170,7 +170,10 @@ def denoise_steps(
     *,
     seeds: Sequence[int],
 ) -> Iterator[Draft]:
-    """Start a canvas for each row of ``cache`` as ``options`` and its seed say, and yield the sampler's drafts."""
+    """Start a canvas for each row of ``cache`` as ``options`` and its seed say, and yield the sampler's drafts.
+
+    seeds: of each row, for the canvas and for all that is drawn later; those of several votes on a window differ.
+    """
     size, vocabulary = int(lengths.max()), model.tokenizer.size
     dice = [torch.Generator().manual_seed(seed + 1) for seed in seeds]  # a die a row, as in the sampler
     if options.start == "noise":
@@ -199,14 +202,14 @@ def denoise_steps(
         hints.copy_(moved)
         return fresh
 
+    renewed: Renew | None = None
     match options.accept:
         case "joint":
             hints.fill_(-1)  # they would have to move with every word
-            yield from sample(denoise, canvas, lengths, options, end=end, renew=_joint(model, cache, lengths, options))
+            renewed = _joint(model, cache, lengths, options)
         case "prefix" if options.start != "noise":
-            yield from sample(denoise, canvas, lengths, options, end=end, renew=renew)
-        case _:
-            yield from sample(denoise, canvas, lengths, options, end=end)
+            renewed = renew
+    yield from sample(denoise, canvas, lengths, options, end=end, renew=renewed, seeds=seeds)
 
 
 def _resolved(model: Model, options: SamplingOptions) -> SamplingOptions:

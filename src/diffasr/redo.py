@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffasr.audio import SAMPLE_RATE_HZ, Samples, Source, stream_blocks
+from diffasr.comparisons import joint_rows
 from diffasr.confidence import judged
 from diffasr.decode import Decoded
 from diffasr.diffusion import ctc
 from diffasr.diffusion.pinned import Judge, Piece, Sheet
-from diffasr.diffusion.sampler import SamplingOptions, sample
+from diffasr.diffusion.sampler import Renew, SamplingOptions, sample
 from diffasr.errors import OptionError
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Speech
@@ -120,17 +121,23 @@ def rewrite(model: Model, speech: Speech, language: str, pieces: Sequence[Piece]
     (heard,) = ctc.heard(cache.ctc, cache.slots, blank=tokenizer.blank, joined=tokenizer.joined)
     lengths = torch.tensor([sheet.size])
 
+    is_joint = tokenizer.spelling is not None
+
     def denoise(noisy: Tensor, _previous: Tensor | None, _rows: Tensor) -> Tensor:
         tokens = sheet.tokens()
-        _, slots = ctc.fitted(heard, tokens, fill=tokens)
+        slots = [] if is_joint else ctc.fitted(heard, tokens, fill=tokens)[1]
         hints = torch.tensor([slots + [-1] * (sheet.size - len(slots))], device=device)
-        logits = model.network.denoise(noisy.to(device), cache, lengths=lengths.to(device), hints=hints)
-        return sheet.narrowed(logits.float().cpu())
+        logits = model.network.denoise(noisy.to(device), cache, lengths=lengths.to(device), hints=hints).float().cpu()
+        return logits if is_joint else sheet.narrowed(logits)
 
-    options = SamplingOptions(steps=steps, accept="prefix")
-    *_, draft = sample(denoise, sheet.canvas(), lengths, options, end=tokenizer.end, renew=sheet.renew)
+    options = SamplingOptions(steps=steps, accept="joint" if is_joint else "prefix")
+    renew: Renew = sheet.renew
+    if is_joint:
+        (joint,) = joint_rows(model, cache, weight=options.joint_weight, confidence=options.confidence)
+        renew = sheet.together(joint)
+    *_, draft = sample(denoise, sheet.canvas(), lengths, options, end=tokenizer.end, renew=renew)
     tokens = sheet.tokens()
-    sure = draft.log_probability[0, : len(tokens)].tolist()
+    sure = draft.log_probability[0, : len(tokens)].masked_fill(torch.tensor(sheet.kept()), 0.0).tolist()
     said = Decoded(
         text=" ".join(tokenizer.decode(tokens).split()),
         language=language,

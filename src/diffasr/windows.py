@@ -3,6 +3,11 @@
 Silero's detector finds the speech. Windows are cut in its pauses, the longest near the length aimed at; speech without
 a pause is cut into windows that overlap, whose texts ``diffasr.seams`` puts together. At no time is more of the
 recording held than one window and what was read beyond it.
+
+Joining two recordings joins their windows, sample by sample, where digital silence of ``pause_seconds`` is between them
+(``diffasr.silence``): the detector starts anew there, and no window holds any of it. Where the silence is noise, the
+detector remembers what it heard before and its frames begin elsewhere: windows may then begin and end a few hundredths
+of a second earlier or later. Where it is shorter, one window may hold both; so it may without vad.
 """
 
 import math
@@ -13,6 +18,7 @@ import numpy as np
 
 from diffasr.audio import MAX_SECONDS, SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, Source, split_at_silence, stream_blocks
 from diffasr.errors import OptionError
+from diffasr.silence import sounding
 from diffasr.vad import FRAME, SpeechDetector
 
 _CHUNK = 4 * SAMPLE_RATE_HZ  # heard at once: the detector is several times faster than block by block
@@ -107,29 +113,20 @@ class Windows:
 
     def __iter__(self) -> Iterator[Window]:
         """Raises AudioError where the recording can't be read any further."""
-        blocks = stream_blocks(self._source, max_seconds=self._options.max_seconds)
+        blocks = self._counted(stream_blocks(self._source, max_seconds=self._options.max_seconds))
         yield from self._by_speech(blocks) if self._options.vad else self._by_loudness(blocks)
 
-    def _chunks(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
-        waiting: list[Samples] = []
-        held = 0
+    def _counted(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
         for block in blocks:
-            waiting.append(block)
-            held += len(block)
-            if held >= _CHUNK:
-                self._read += held
-                yield np.concatenate(waiting)
-                waiting, held = [], 0
-        self._read += held
-        if waiting:
-            yield np.concatenate(waiting)
+            self._read += len(block)
+            yield block
 
     def _by_loudness(self, blocks: Iterable[Samples]) -> Iterator[Window]:
         """Every sample in one window, cut where it is quietest."""
         longest = self._options.window_seconds
         held: Samples = np.zeros(0, np.float32)
         start = 0
-        for chunk in self._chunks(blocks):
+        for chunk in _gathered(blocks):
             held = np.concatenate((held, chunk))
             while len(held) > longest * SAMPLE_RATE_HZ:
                 _, cut = split_at_silence(held, max_seconds=longest)[0]
@@ -139,23 +136,50 @@ class Windows:
             yield _whole(start, held)
 
     def _by_speech(self, blocks: Iterable[Samples]) -> Iterator[Window]:
-        detector, options = SpeechDetector(), self._options
-        held: Samples = np.zeros(0, np.float32)
-        probabilities: Samples = np.zeros(0, np.float32)
-        start, is_speaking = 0, False  # of what is held
-        chunks = self._chunks(blocks)
-        is_last = False
-        while not is_last:
-            chunk = next(chunks, None)
-            is_last = chunk is None
-            held = held if chunk is None else np.concatenate((held, chunk))
-            heard = detector.finish() if chunk is None else detector.hear(chunk)
-            probabilities = np.concatenate((probabilities, heard))
-            while (plan := find_cut(probabilities, options, is_speaking=is_speaking, is_last=is_last)) is not None:
-                if plan.spans:
-                    yield _window(start, held, probabilities, plan)
-                held, probabilities = held[plan.forget * FRAME :], probabilities[plan.forget :]
-                start, is_speaking = start + plan.forget * FRAME, plan.runs_on
+        shortest = min(self._options.pause_seconds, self._options.longest)  # no window goes over either
+        part: _Part | None = None
+        for chunk in sounding(_gathered(blocks), shortest=round(shortest * SAMPLE_RATE_HZ), size=_CHUNK):
+            part = part or _Part(chunk.start, self._options)
+            yield from part.windows(chunk.samples, is_last=chunk.is_last)
+            part = None if chunk.is_last else part
+
+
+def _gathered(blocks: Iterable[Samples]) -> Iterator[Samples]:
+    """The same in blocks of at least ``_CHUNK`` samples, the last excepted."""
+    waiting: list[Samples] = []
+    held = 0
+    for block in blocks:
+        waiting.append(block)
+        held += len(block)
+        if held >= _CHUNK:
+            yield np.concatenate(waiting)
+            waiting, held = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+class _Part:
+    """What lies between two digital silences: heard, and cut into windows, as if it were all of the recording."""
+
+    def __init__(self, start: int, options: ListenOptions) -> None:
+        self._detector, self._options = SpeechDetector(), options
+        self._start, self._is_speaking = start, False  # of what is held
+        self._held: Samples = np.zeros(0, np.float32)
+        self._probabilities: Samples = np.zeros(0, np.float32)
+
+    def windows(self, samples: Samples, *, is_last: bool) -> Iterator[Window]:
+        """Those that (n,) further samples complete."""
+        self._held = np.concatenate((self._held, samples))
+        heard = [self._probabilities, self._detector.hear(samples)]
+        self._probabilities = np.concatenate([*heard, self._detector.finish()] if is_last else heard)
+        while (plan := self._plan(is_last)) is not None:
+            if plan.spans:
+                yield _window(self._start, self._held, self._probabilities, plan)
+            self._held, self._probabilities = self._held[plan.forget * FRAME :], self._probabilities[plan.forget :]
+            self._start, self._is_speaking = self._start + plan.forget * FRAME, plan.runs_on
+
+    def _plan(self, is_last: bool) -> "Cut | None":
+        return find_cut(self._probabilities, self._options, is_speaking=self._is_speaking, is_last=is_last)
 
 
 def _whole(start: int, samples: Samples) -> Window:

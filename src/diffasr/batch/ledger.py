@@ -69,10 +69,11 @@ def fingerprint(source: str | bytes, basis: str) -> str:
     return digest.hexdigest()
 
 
-def model_digest(folder: Path) -> str:
-    """The configs, weights and tokenizer of a checkpoint folder."""
+def model_digest(place: Path) -> str:
+    """The configs, weights and tokenizer of a checkpoint folder, or of a file that holds it all."""
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".pt")):
+    files = [place] if place.is_file() else place.iterdir()
+    for path in sorted(p for p in files if p.suffix in (".json", ".safetensors", ".pt")):
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -45,9 +45,9 @@ class Settings:
 
     def basis(self) -> str:
         """Settings, version and model as one text, for fingerprints; raises ModelError, DownloadError."""
-        from diffasr.model.hub import find
+        from diffasr.model.hub import place_of
 
-        facts = dataclasses.asdict(self) | {"model": model_digest(find(self.model)), "version": __version__}
+        facts = dataclasses.asdict(self) | {"model": model_digest(place_of(self.model)), "version": __version__}
         return json.dumps(facts, sort_keys=True)
 
 

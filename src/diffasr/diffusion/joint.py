@@ -43,6 +43,28 @@ class Opinion:
     log_probabilities: Sequence[float]
     """Of ``tokens``."""
 
+    def of(self, token: int) -> float:
+        """Log-probability of one of ``tokens``."""
+        return self.log_probabilities[self.tokens.index(token)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of a text, and stays."""
+
+    kept: Sequence[bool]
+    """(U,) which tokens."""
+    not_behind: frozenset[int]
+    """Tokens that may not follow a kept one directly."""
+
+    def keeps(self, place: int) -> bool:
+        """Whether a token is kept; the end is not."""
+        return place < len(self.kept) and self.kept[place]
+
+    def next(self, place: int) -> int:
+        """The first kept place from ``place`` on, or that of the end."""
+        return next((n for n in range(place, len(self.kept)) if self.kept[n]), len(self.kept))
+
 
 class Joint:
     """The text of one canvas, step by step."""
@@ -67,27 +89,47 @@ class Joint:
 
         tokens: (U,) without the end. opinions: (U + 1) of each place and of the one behind the last.
         """
-        names = self.spelling.names
-        written, text = list[int](), ""
+        return [token for token, _ in self.written(tokens, opinions)]
+
+    def written(
+        self, tokens: Sequence[int], opinions: Sequence[Opinion], known: Known | None = None
+    ) -> list[tuple[int, bool]]:
+        """The same with what is ``known`` of it: each token, and whether it is a kept one.
+
+        Text before a kept token never goes on behind it. The first change, which was right given all before it, is then
+        weighed against what CTC says of the whole, for what is kept behind it can speak against it.
+        """
+        names, after = self.spelling.names, self._rests(tokens)
+        done, text = list[tuple[int, bool]](), ""
         place = calm = changes = 0
-        while place <= len(tokens) and len(written) < len(tokens) + GROWTH:
+        while place <= len(tokens) and len(done) < len(tokens) + GROWTH:
             is_last = place == len(tokens)
             own = self.end if is_last else tokens[place]
+            is_kept = known is not None and known.keeps(place)
+            stop = len(tokens) if known is None else known.next(place)
             chosen, resumed = own, place + 1
-            if is_last or not calm:
-                chosen = self._best(text, own, opinions[place], is_first=not changes)
+            if not is_kept and (is_last or not calm):
+                told = opinions[place] if known is None else self._allowed(opinions[place], done, known, stop)
+                chosen = self._best(text, own, told, is_first=not changes)
             calm = max(0, calm - 1)
             if chosen != own:
-                found = self._resumed(text, chosen, tokens, place, is_first=not changes)
+                gain = told.of(chosen) - told.own if known is not None and not changes else None
+                found = self._resumed(text, chosen, after[place : stop + 1], is_first=not changes, gain=gain)
                 if found is None:  # CTC objects
                     chosen = own
                 else:
-                    resumed, changes, calm = found, changes + 1, CALM
+                    resumed, changes, calm = place + found, changes + 1, CALM
             if chosen == self.end:
                 break
-            written.append(chosen)
+            if chosen != own and known is not None:
+                shorter = self._undoubled([*done, (chosen, False)], tokens[stop:], after[stop], after[resumed])
+                if shorter is not None:  # it is the kept text itself that was meant
+                    done, place = shorter, stop
+                    text = "".join(names[token] for token, _ in done)
+                    continue
+            done.append((chosen, is_kept))
             text, place = text + names[chosen], resumed
-        return written
+        return done
 
     def next(self, tokens: Sequence[int], opinion: Opinion) -> int:
         """The token behind ``tokens``, of those of ``opinion``: one place alone."""
@@ -113,22 +155,57 @@ class Joint:
             self.forwards.whole(text) if token == self.end else self.forwards.begins(text + self.spelling.names[token])
         )
 
-    def _resumed(self, text: str, token: int, tokens: Sequence[int], place: int, *, is_first: bool) -> int | None:
-        """The place of ``tokens`` that goes on behind ``text`` and ``token``; None where CTC objects to the token."""
-        names, after = self.spelling.names, [""]
-        for other in tokens[place:][::-1]:
-            after.append(names[other] + after[-1])
-        after.reverse()  # from each place on
+    def _rests(self, tokens: Sequence[int]) -> list[str]:
+        """The text from each place on, and the empty one behind the last."""
+        after = [""]
+        for token in tokens[::-1]:
+            after.append(self.spelling.names[token] + after[-1])
+        return after[::-1]
+
+    def _resumed(
+        self, text: str, token: int, after: Sequence[str], *, is_first: bool, gain: float | None = None
+    ) -> int | None:
+        """How many places further the text goes on behind ``text`` and ``token``; None where CTC objects to the token.
+
+        after: the text from the present place on, and from each one at which it may go on. gain: in nats, what the
+        denoiser finds the token better by, where that and CTC are to be weighed.
+        """
         if token == self.end:
-            where, likely = len(tokens), self.forwards.whole(text)
+            where, likely = len(after) - 1, self.forwards.whole(text)
         else:
-            longer = text + names[token]
+            longer = text + self.spelling.names[token]
             scores = [self.forwards.joined(longer, rest, self.backwards) for rest in after[:REACH]]
             likely = max(scores)
-            where = place + scores.index(likely)
-        if is_first or likely >= self.forwards.joined(text, after[0], self.backwards) - GUARD:
+            where = scores.index(likely)
+        if is_first and gain is None:
             return where
+        better = likely - self.forwards.joined(text, after[0], self.backwards)
+        agreed = better >= -GUARD if gain is None else gain + self.weight * better >= 0
+        return where if agreed else None
+
+    def _undoubled(
+        self, done: list[tuple[int, bool]], kept: Sequence[int], behind: str, rest: str
+    ) -> list[tuple[int, bool]] | None:
+        """What is ``done`` without its end, where that begins what is ``kept`` next and CTC does not hear it twice.
+
+        behind: the text from the kept one on; rest: that with which what is done would go on.
+        """
+        text, joined = "".join(self.spelling.names[token] for token, _ in done), self.forwards.joined
+        for size in range(min(len(done), len(kept)), 0, -1):
+            if done[-size:] != [(token, False) for token in kept[:size]]:
+                continue
+            shorter = text[: len(text) - sum(len(self.spelling.names[token]) for token in kept[:size])]
+            if joined(shorter, behind, self.backwards) >= joined(text, rest, self.backwards):
+                return done[:-size]
         return None
+
+    def _allowed(self, opinion: Opinion, done: Sequence[tuple[int, bool]], known: Known, stop: int) -> Opinion:
+        """An opinion without tokens that can't stand behind what is ``done`` or before the kept one at ``stop``."""
+        barred = {self.end} if stop < len(known.kept) else set[int]()
+        if done and done[-1][1]:
+            barred |= known.not_behind
+        pairs = [(t, p) for t, p in zip(opinion.tokens, opinion.log_probabilities, strict=True) if t not in barred]
+        return replace(opinion, tokens=[t for t, _ in pairs], log_probabilities=[p for _, p in pairs])
 
 
 def opinions(logits: Tensor, tokens: Sequence[int]) -> list[Opinion]:

@@ -2,19 +2,22 @@
 
 Known tokens are pinned in their order, not to their places: the text between two of them grows and shrinks. So that it
 does not say twice what the known tokens say, or leave out what was said, each change is weighed against CTC: what the
-whole text has of its posterior with the change and without.
+whole text has of its posterior with the change and without. Where CTC has short labels, CTC and the denoiser write the
+free tokens together (``joint``), many in a step; elsewhere one change is made in a step.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from diffasr.diffusion import ctc
-from diffasr.diffusion.sampler import Step, closed
+from diffasr.diffusion.joint import Joint, Known, opinions
+from diffasr.diffusion.sampler import Renew, Step, closed
 from diffasr.errors import OptionError
 from diffasr.text import SPACES, Tokenizer
 
@@ -37,7 +40,10 @@ Judge = Callable[[str], float]
 
 
 class Sheet:
-    """The canvas of one window and what is known of it, for ``sampler.sample`` with the prefix rule."""
+    """The canvas of one window and what is known of it, for ``sampler.sample``.
+
+    ``narrowed`` and ``renew`` are for the prefix rule, ``together`` is for the joint one.
+    """
 
     def __init__(self, pieces: Sequence[Piece], tokenizer: Tokenizer, judge: Judge, *, is_spaced: bool) -> None:
         """pieces: free and kept ones in turn, free ones at both ends. is_spaced: words are written with spaces, and no
@@ -56,6 +62,10 @@ class Sheet:
     def tokens(self) -> list[int]:
         """The text as it stands, without an end."""
         return [token for piece in self.pieces for token in piece.tokens]
+
+    def kept(self) -> list[bool]:
+        """Which of them are known."""
+        return [piece.is_kept for piece in self.pieces for _ in piece.tokens]
 
     def canvas(self) -> Tensor:
         """The same (1, size), the rest of it end tokens."""
@@ -110,6 +120,21 @@ class Sheet:
         if new != int(old[0, place]):
             self.pieces = self._changed(place, new)
         return self.canvas()
+
+    def together(self, joint: Joint) -> Renew:
+        """What writes the free tokens anew in each step, together with CTC; without room for the text nothing does."""
+        not_behind = frozenset(self._goes_on.tolist())
+
+        def renew(step: Step) -> Tensor:
+            tokens, known = self.tokens(), Known(kept=self.kept(), not_behind=not_behind)
+            told = opinions(step.logits[0], [*tokens, self._tokenizer.end])
+            written = joint.written(tokens, told, known)
+            if len(written) < self.size:
+                runs = [(is_kept, list(run)) for is_kept, run in groupby(written, key=itemgetter(1))]
+                self.pieces = [Piece(tuple(token for token, _ in run), is_kept) for is_kept, run in runs]
+            return self.canvas()
+
+        return renew
 
     def _changed(self, place: int, new: int) -> list[Piece]:
         """The pieces with a token put at a place of a free one.

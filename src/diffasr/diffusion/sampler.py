@@ -150,7 +150,7 @@ class Draft:
     """(B,) bool: rows that will not change any more."""
 
 
-def sample(
+def sample(  # noqa: PLR0913
     denoise: Denoise,
     canvas: Tensor,
     lengths: Tensor,
@@ -158,16 +158,18 @@ def sample(
     *,
     end: int,
     renew: Renew | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Iterator[Draft]:
     """Denoise ``canvas`` (B, L), of which each row uses ``lengths``, and yield a draft a step.
 
     Behind a row's first ``end`` everything is ``end``. What a step does not accept is given to ``renew``; without one
     it is drawn anew from noise. Each row draws from its own generator, so that a row's text does not depend on its
-    neighbours. A row that is finished keeps its draft and leaves the batch, with others that are; when all are, no more
-    steps follow. All of this is on the CPU but the logits, which stay where ``denoise`` made them.
+    neighbours; seeds: of each row, None: that of ``options`` for all. A row that is finished keeps its draft and leaves
+    the batch, with others that are; when all are, no more steps follow. All of this is on the CPU but the logits, which
+    stay where ``denoise`` made them.
     """
     sizes = lengths.tolist()
-    dice = [torch.Generator().manual_seed(options.seed) for _ in sizes]
+    dice = [torch.Generator().manual_seed(seed) for seed in seeds or [options.seed] * len(sizes)]
     everything = torch.arange(canvas.shape[1]) < lengths[:, None]  # (B, L)
     rows = torch.arange(len(sizes))  # (R,) those that are still asked for
     previous: Tensor | None = None

@@ -46,6 +46,19 @@ def find(name: str | os.PathLike[str], *, revision: str | None = None, files: tu
     return folder
 
 
+def place_of(name: str | os.PathLike[str]) -> Path:
+    """What ``checkpoint.load`` reads: the reference's own ``.pt`` file, or the folder that ``find`` gives.
+
+    Raises ModelError, also for a file that is not there, and DownloadError.
+    """
+    file = Path(name)
+    if file.suffix != ".pt":
+        return find(name)
+    if not file.is_file():
+        raise ModelError(f"there is no {file}: give the reference's .pt file")
+    return file
+
+
 def is_local(name: str) -> bool:
     """Whether ``name`` is meant as a folder of this machine."""
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))

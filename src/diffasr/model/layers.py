@@ -23,6 +23,9 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         self.joint: nn.Module | None = None
         """Queries, keys and values in one product, where somebody has joined them: quantised.py."""
+        self.is_apart = False
+        """Whether each row attends by itself, with its own queries to its own keys and no padding: what it gives does
+        not depend on its neighbours then, to the last bit. Sums of floats depend on how many there are."""
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, KeysValues]:
         """(B, L, width) to its own queries, keys and values, each (B, H, L, K)."""
@@ -35,14 +38,34 @@ class Attention(nn.Module):
         """(B, T, width) to keys and values, each (B, H, T, K)."""
         return self._split(self.k_proj(source)), self._split(self.v_proj(source))
 
-    def forward(self, x: Tensor, source: KeysValues, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
-        """(B, L, width) attends to ``source``; ``mask`` is true where a query may look, (B, 1, 1 or L, T)."""
-        return self.attend(self._split(self.q_proj(x)), source, mask, causal=causal)
+    def forward(
+        self,
+        x: Tensor,
+        source: KeysValues,
+        mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """(B, L, width) attends to ``source``; ``mask`` is true where a query may look, (B, 1, 1 or L, T).
+
+        lengths: (B,) real queries of each row, where that matters: see ``is_apart``.
+        """
+        return self.attend(self._split(self.q_proj(x)), source, mask, causal=causal, lengths=lengths)
 
     def attend(
-        self, queries: Tensor, source: KeysValues, mask: Tensor | None = None, *, causal: bool = False
+        self,
+        queries: Tensor,
+        source: KeysValues,
+        mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """The same from queries (B, H, L, K). A ``source`` of fewer rows is shared by neighbours."""
+        if self.is_apart and lengths is not None and not causal:
+            heard = _row_by_row(queries, source, mask, lengths)
+            return self.out_proj(heard.transpose(1, 2).flatten(2))
         keys, values = source
         sharing = len(queries) // len(keys) if len(keys) else 1
         if sharing > 1:
@@ -54,6 +77,31 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, K)
+
+
+def _row_by_row(queries: Tensor, source: KeysValues, mask: Tensor | None, lengths: Tensor) -> Tensor:
+    """Attention of (B, H, L, K) to the same; 0 behind a row's ``lengths``.
+
+    mask: one of keys, (rows of ``source``, 1, 1, T), or what is added to the scores, (B, H, L, T).
+    """
+    keys, values = source
+    sharing = max(1, len(queries) // max(1, len(keys)))
+    sizes = [keys.shape[2]] * len(keys) if mask is None else _last_seen(mask)
+    rows = []
+    for row, count in enumerate(lengths.tolist()):
+        owner = row // sharing
+        size = sizes[owner]
+        added = None if mask is None or mask.dtype == torch.bool else mask[row : row + 1, :, :count, :size]
+        near, far = keys[owner : owner + 1, :, :size], values[owner : owner + 1, :, :size]
+        heard = F.scaled_dot_product_attention(queries[row : row + 1, :, :count], near, far, added)
+        rows.append(F.pad(heard, (0, 0, 0, queries.shape[2] - count)))
+    return torch.cat(rows)
+
+
+def _last_seen(mask: Tensor) -> list[int]:
+    """How many keys each row of a mask leaves to its first query: those at the end are padding."""
+    first = mask[:, 0, 0]
+    return (first if mask.dtype == torch.bool else first > float("-inf")).sum(1).tolist()
 
 
 class Past:
@@ -93,20 +141,21 @@ class Block(nn.Module):
         self,
         x: Tensor,
         mask: Tensor | None = None,
-        speech: KeysValues | None = None,
-        speech_mask: Tensor | None = None,
+        speech: tuple[KeysValues, Tensor | None] | None = None,
         *,
         causal: bool = False,
         past: Past | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, width) in and out. ``speech``: keys and values of the frames, where the block hears.
+        """(B, L, width) in and out. ``speech``: where it hears, keys and values of the frames and which are real.
 
-        ``past`` is what ``x`` goes on from; it grows.
+        ``past`` is what ``x`` goes on from; it grows. lengths: (B,) real places of ``x``; see ``Attention``.
         """
         queries, own = self.self_attn.queries_keys_values(self.self_attn_layer_norm(x))
-        x = x + self.self_attn.attend(queries, own if past is None else past.grown(own), mask, causal=causal)
+        own = own if past is None else past.grown(own)
+        x = x + self.self_attn.attend(queries, own, mask, causal=causal, lengths=lengths)
         if speech is not None:
-            x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), speech, speech_mask)
+            x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), *speech, lengths=lengths)
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
 

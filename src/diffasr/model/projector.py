@@ -66,5 +66,5 @@ class Projector(nn.Module):
         x = self.linear(x.transpose(1, 2))  # (B, N, D)
         mask = key_mask(lengths, x.shape[1])
         for block in self.layers:
-            x = block(x, mask)
+            x = block(x, mask, lengths=lengths)
         return self.out_norm(x)

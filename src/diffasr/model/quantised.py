@@ -1,7 +1,9 @@
 """Layers in int8: weights as a checkpoint stores them, activations cut to int8 as they come.
 
-A weight has a scale a row, an activation one a row of its own, found anew each time: what a row of a batch gives does
-not depend on its neighbours. Products are sums of whole numbers, so they are exact; what is lost is lost in rounding.
+A weight has a scale a row, an activation one a row of its own, found anew each time. Products are sums of whole
+numbers, so they are exact; what is lost is lost in rounding. What stays in floats, attention and the first convolution,
+goes row by row. So what a row of a batch gives does not depend on its neighbours, to the last bit: one bit that changes
+how a number is rounded would change all that follows.
 oneDNN does the work, by the operators that torch's own compiler uses for quantised models.
 Source: arXiv:2206.01861 section 4.1 (a scale a token, a scale a row of weight).
 """
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffasr.errors import OptionError
+from diffasr.model.encoder import WhisperEncoder
+from diffasr.model.layers import Attention
 from diffasr.model.precision import Precision
 
 LARGEST = 127
@@ -63,6 +67,9 @@ def put_(network: nn.Module, stored: dict[str, Tensor]) -> None:
     if "decoder.conditioning" in modules:
         layers = [f"decoder.conditioning.{part}" for part in ("own", "belief", "hint")]
         modules["decoder.conditioning"].is_silent = not any(stored[f"{n}.weight"].any() for n in layers if n in fits)
+    for module in modules.values():
+        if isinstance(module, Attention | WhisperEncoder):
+            module.is_apart = True
     for name in fits - {"encoder.conv1"}:
         module = modules[name]
         if name == "decoder.embed_tokens":

@@ -110,8 +110,11 @@ class WhisperDecoder(nn.Module):
         speech, speech_mask = memory
         x = x + self.embed_positions.weight[: x.shape[1]]
         views = [None] * len(speech) if lengths is None else self.views(lengths, x)
+        real = lengths
+        if real is None:
+            real = torch.full((len(x),), x.shape[1], device=x.device)
         for block, keys_values, mask in zip(self.layers, speech, views, strict=True):
-            x = block(x, mask, keys_values, speech_mask, causal=lengths is None)
+            x = block(x, mask, (keys_values, speech_mask), causal=lengths is None, lengths=real)
         return self.layer_norm(x)
 
     def go_on(self, x: Tensor, memory: Memory, past: list[Past]) -> Tensor:
@@ -121,7 +124,7 @@ class WhisperDecoder(nn.Module):
         x = x + self.embed_positions.weight[before : before + size]
         mask = torch.ones(size, before + size, dtype=torch.bool, device=x.device).tril(before)
         for block, keys_values, own in zip(self.layers, speech, past, strict=True):
-            x = block(x, mask, keys_values, speech_mask, past=own)
+            x = block(x, mask, (keys_values, speech_mask), past=own)
         return self.layer_norm(x)
 
     def view(self, layer: int, lengths: Tensor, x: Tensor) -> Tensor:
