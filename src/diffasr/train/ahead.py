@@ -6,7 +6,7 @@ Reading and changing two minutes of sound takes a core about a second; a GPU tra
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -33,7 +33,7 @@ class Dealt:
     """Whether this process, of several that train together, is the one that needs it."""
 
 
-class _Desk(Dataset[tuple[Dealt, Batch | None]]):
+class _Desk:
     """Where a dealt batch is made."""
 
     def __init__(self, items: Sequence[Item], end: int, recipe: Recipe) -> None:
@@ -55,7 +55,7 @@ def made(
     them, or this one when they are wanted."""
     workers = recipe.workers
     loader: DataLoader[tuple[Dealt, Batch | None]] = DataLoader(
-        _Desk(items, end, recipe),
+        cast("Dataset[tuple[Dealt, Batch | None]]", _Desk(items, end, recipe)),
         sampler=plan,  # read once, so an iterator will do
         batch_size=None,
         num_workers=workers,
