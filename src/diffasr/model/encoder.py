@@ -1,4 +1,4 @@
-"""The frozen ear: log-mel features in, speech frames out.
+"""The ear: log-mel features in, speech frames out.
 
 Two modes. ``padded`` encodes 30 s whatever the clip, as Whisper was trained; ``natural`` encodes only the real frames
 and cuts the position table, for about six times less work on a five-second clip.
