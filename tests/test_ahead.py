@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +84,17 @@ def test_sound_that_is_gone_stops_the_run_with_its_name(places: dict[str, Path],
                 iter([Dealt(0, 1, (0,), True)]), items, end=0, recipe=dataclasses.replace(recipe(places, 1), workers=1)
             )
         )
+
+
+def test_a_worker_that_is_told_to_stop_works_until_all_is_saved(places: dict[str, Path], items: list[Item]) -> None:
+    """A job's end is told to every process of it; the one that trains has a step to finish and its state to write."""
+    others = set(multiprocessing.active_children())
+    batches = made(plan(40), items, end=0, recipe=dataclasses.replace(recipe(places, 1), workers=1))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGTERM)
+    assert len([next(batches) for _ in range(20)]) == 20
 
 
 def test_workers_are_counted_from_none(places: dict[str, Path]) -> None:

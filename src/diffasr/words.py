@@ -1,7 +1,7 @@
 """A window's final text, CTC's logits and the sound in; its words, when they were said and the evidence for them out.
 
-CTC puts each label at one audio token, 40 to 160 ms long, somewhere inside the sound that it stands for. Word boundaries
-lie between: at a silence that the sound's energy shows there, or else where it is weakest.
+CTC puts each label at one audio token, 40 to 160 ms long, somewhere inside the sound that it stands for. Boundaries of
+words lie between: at a silence that the sound's energy shows there, or else where it is weakest.
 """
 
 import math

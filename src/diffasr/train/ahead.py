@@ -16,6 +16,8 @@ from diffasr.train.stages import Recipe
 
 AHEAD = 3
 """Batches that each process may be ahead."""
+PATIENCE = 10
+"""Seconds that such a process lives on after SIGTERM."""
 MEL_FRAMES = 60
 """Sound of buckets is padded to a multiple of so many: of each shape that is new, a GPU plans its convolutions anew."""
 
@@ -73,6 +75,7 @@ def _as_it_is(sample: Any) -> Any:
 
 
 def _let_go(_: int) -> None:
-    """Signals are for the process that trains: it saves, and its end ends the others."""
+    """Signals are for the process that trains: it saves, and its end ends the others. Who is told to stop with it, as
+    all of a job are, goes on long enough for that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(PATIENCE))
