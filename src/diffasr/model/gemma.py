@@ -341,5 +341,7 @@ class GemmaNetwork(nn.Module):
     def _unembed(self, hidden: Tensor) -> Tensor:
         """(..., D) to soft-capped float32 logits (..., V), as the backbone's forward does."""
         head, cap = self.backbone.lm_head, self.backbone.final_logit_softcapping
-        scaled: Tensor = head(hidden.to(head.weight.dtype)).float() / cap  # the unscaled are let go: they are GBs
-        return torch.tanh(scaled) * cap
+        logits: Tensor = head(hidden.to(head.weight.dtype)).float()
+        if torch.is_grad_enabled():
+            return torch.tanh(logits / cap) * cap
+        return logits.div_(cap).tanh_().mul_(cap)  # in place: they are GBs

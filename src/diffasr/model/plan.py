@@ -114,14 +114,18 @@ def cache_bytes(text: Any, work: Work, *, prompt: int, slots: int, plain: int = 
 
 
 def prefill_bytes(text: Any, work: Work, *, prompt: int, slots: int, plain: int = 2) -> int:
-    """The largest moment of a prefill, without weights: three arrays of CTC logits, or a layer's experts."""
-    ctc = 3 * work.rows * slots * text.vocab_size * _FLOAT
-    return max(ctc, _experts_bytes(text, work.rows * prompt, plain))
+    """The largest moment of a prefill, without weights: CTC's logits, or a layer's experts."""
+    return max(_head_bytes(text, work.rows * slots, plain), _experts_bytes(text, work.rows * prompt, plain))
 
 
 def step_bytes(text: Any, work: Work, *, plain: int = 2) -> int:
     """The largest moment of ``denoise``, without weights, cache and the logits of the step before."""
-    return max(2 * _array(text, work), _experts_bytes(text, work.rows * work.canvas, plain))
+    return max(_head_bytes(text, work.rows * work.canvas, plain), _experts_bytes(text, work.rows * work.canvas, plain))
+
+
+def _head_bytes(text: Any, places: int, plain: int) -> int:
+    """Logits of so many places: as the head gives them, and in float32 where it is another type."""
+    return int(places * text.vocab_size * (_FLOAT + (plain if plain < _FLOAT else 0)))
 
 
 def _array(text: Any, work: Work) -> int:
