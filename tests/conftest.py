@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from diffasr.model.checkpoint import Model, build
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffasr.model.network import Speech
 from diffasr.text import LANGUAGES, PREFIX_TOKENS, Tokenizer
+from diffasr.train import loop
 from diffasr.train.data import FeatureStore, Utterance
 
 if TYPE_CHECKING:
@@ -38,6 +40,22 @@ FRAMES_A_TOKEN = 8  # two CTC slots: room for a blank between equal neighbours
 
 TIMES = ("seconds", "waited")
 """What differs between two equal runs in a training log."""
+
+ON_CARD = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.filterwarnings("default"),  # of drivers and kernels, which are not ours
+    pytest.mark.usefixtures("without_tf32"),
+]
+"""Marks of what needs a GPU."""
+
+
+@pytest.fixture
+def without_tf32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Convolutions without TF32, which is their default, and no tensorboard."""
+    monkeypatch.setattr(loop, "_board", lambda out: None)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def tiny_tokenizer() -> Tokenizer:

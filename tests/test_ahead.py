@@ -14,7 +14,7 @@ from conftest import TIMES, random_model
 from test_loop_sound import EARS, recipe, weights
 from test_recordings import SAYS, write_manifest
 
-from diffasr.errors import RecipeError
+from diffasr.errors import AudioError, RecipeError
 from diffasr.model import checkpoint
 from diffasr.text import Tokenizer
 from diffasr.train import loop
@@ -78,7 +78,7 @@ def test_a_run_with_workers_is_the_run_without(
 def test_sound_that_is_gone_stops_the_run_with_its_name(places: dict[str, Path], items: list[Item]) -> None:
     gone = dataclasses.replace(items[0].store.utterances[0], audio="/nowhere/gone.wav")
     items[0].store.utterances[0] = gone
-    with pytest.raises(Exception, match=r"gone\.wav"):
+    with pytest.raises(AudioError, match=r"^/nowhere/gone\.wav"):
         list(
             made(
                 iter([Dealt(0, 1, (0,), True)]), items, end=0, recipe=dataclasses.replace(recipe(places, 1), workers=1)

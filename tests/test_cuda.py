@@ -5,7 +5,6 @@ In float32, with TF32 off: logits within rounding, texts the same. In bfloat16 w
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from adapters import adapter_model, write_sources
-from conftest import MELS, SPECIALS, VOCABULARY, random_model, random_speech, row_alone, wake
+from conftest import MELS, ON_CARD, SPECIALS, VOCABULARY, random_model, random_speech, row_alone, wake
 from test_comparisons import spelling_model
 from test_gemma import ROOMY, TIGHT, speech_of, tiny_network, tokens_of
 from test_placement import room_for
@@ -31,24 +30,11 @@ from diffasr.model.gemma import GemmaNetwork, build_backbone, full_text_config
 from diffasr.model.network import Cache, Speech
 from diffasr.model.placement import HOST, place_
 from diffasr.redo import rewrite
-from diffasr.train import loop
 
 CARD = torch.device("cuda")
 LENGTHS = [90, 12, 50, 33]
 LANGUAGES = torch.tensor([0, -1, 3, -1])
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    pytest.mark.filterwarnings("default"),  # of drivers and kernels, which are not ours
-]
-
-
-@pytest.fixture(autouse=True)
-def _exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Convolutions without TF32, which is their default, and no tensorboard."""
-    monkeypatch.setattr(loop, "_board", lambda out: None)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield
+pytestmark = ON_CARD
 
 
 def on_card(model: Model, dtype: torch.dtype = torch.float32) -> Model:

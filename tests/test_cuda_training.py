@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import test_loop
 import test_loop_sound
 import torch
-from conftest import MELS, random_model, wake, write_store
+from conftest import MELS, ON_CARD, random_model, wake, write_store
 from test_cuda import CARD, MODELS, close, moved, on_card
 from test_gemma import speech_of, tiny_network, tokens_of
 from test_recordings import SAYS, write_manifest
@@ -27,19 +26,7 @@ from diffasr.train import loop
 from diffasr.train.augment import Augment
 from diffasr.train.loop import train
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
-    pytest.mark.filterwarnings("default"),  # of drivers and kernels, which are not ours
-]
-
-
-@pytest.fixture(autouse=True)
-def _no_board(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No tensorboard, and convolutions without TF32."""
-    monkeypatch.setattr(loop, "_board", lambda out: None)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield
+pytestmark = ON_CARD
 
 
 def gradients(model: Model, device: torch.device, autocast: bool) -> dict[str, Tensor]:

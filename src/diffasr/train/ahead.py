@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from diffasr.errors import DiffasrError
 from diffasr.train.data import Batch, Item, collate
 from diffasr.train.stages import Recipe
 
@@ -36,18 +37,21 @@ class Dealt:
 
 
 class _Desk:
-    """Where a dealt batch is made."""
+    """Where a dealt batch is made, or the error that stands in its way: raised here, it would arrive in a traceback."""
 
     def __init__(self, items: Sequence[Item], end: int, recipe: Recipe) -> None:
         self.items, self.end, self.seed = items, end, recipe.seed
         self.multiple = MEL_FRAMES if recipe.buckets else 1
 
-    def __getitem__(self, dealt: Dealt) -> tuple[Dealt, Batch | None]:
+    def __getitem__(self, dealt: Dealt) -> tuple[Dealt, Batch | DiffasrError | None]:
         if not dealt.is_mine:
             return dealt, None
         chosen = [self.items[row] for row in dealt.rows]
         seed = (self.seed, dealt.epoch, dealt.number)
-        return dealt, collate(chosen, end=self.end, seed=seed, multiple=self.multiple)
+        try:
+            return dealt, collate(chosen, end=self.end, seed=seed, multiple=self.multiple)
+        except DiffasrError as error:
+            return dealt, error
 
 
 def made(
@@ -56,8 +60,8 @@ def made(
     """The batches of ``plan`` in its order, those of other processes as None. ``recipe.workers`` processes make
     them, or this one when they are wanted."""
     workers = recipe.workers
-    loader: DataLoader[tuple[Dealt, Batch | None]] = DataLoader(
-        cast("Dataset[tuple[Dealt, Batch | None]]", _Desk(items, end, recipe)),
+    loader: DataLoader[tuple[Dealt, Batch | DiffasrError | None]] = DataLoader(
+        cast("Dataset[tuple[Dealt, Batch | DiffasrError | None]]", _Desk(items, end, recipe)),
         sampler=plan,  # read once, so an iterator will do
         batch_size=None,
         num_workers=workers,
@@ -67,7 +71,10 @@ def made(
         multiprocessing_context="fork" if workers else None,  # the list of utterances is shared, not sent
         generator=torch.Generator(),  # or torch's own dice would be moved
     )
-    return iter(loader)
+    for dealt, batch in loader:
+        if isinstance(batch, DiffasrError):
+            raise batch
+        yield dealt, batch
 
 
 def _as_it_is(sample: Any) -> Any:

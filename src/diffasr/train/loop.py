@@ -50,7 +50,7 @@ class Place:
     spent: float = 0.0
     """Seconds that the stage has taken so far."""
 
-    def share(self, stage: Stage) -> float:
+    def progress(self, stage: Stage) -> float:
         """How much of the stage is done, by steps or by the clock, whichever is further."""
         by_clock = self.spent / (60 * stage.minutes) if stage.minutes else 0.0
         return max(self.step / stage.steps, by_clock)
@@ -121,7 +121,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
         )
         with Progress(*columns, speed_estimate_period=300, disable=not team.is_first) as bar:
             task = bar.add_task("", total=stage.steps, completed=place.step)
-            while place.share(stage) < 1:
+            while place.progress(stage) < 1:
                 started = time.perf_counter()
                 rate = _set_rates(optimiser, stage, place)
                 optimiser.zero_grad(set_to_none=True)
@@ -159,7 +159,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                 entry |= {"norm": round(float(norm), 3), "rate": rate, "seconds": time.perf_counter() - started}
                 entry |= {"waited": waited, "rows": rows}
                 bar.update(task, advance=1, description=" ".join(f"{k} {v:.3f}" for k, v in told.items()))
-                if place.step % recipe.evaluate_every == 0 or place.share(stage) >= 1:
+                if place.step % recipe.evaluate_every == 0 or place.progress(stage) >= 1:
                     with _averaged(parameters, average):  # by all: reading spread weights takes all of them
                         entry |= _look(model, dev, looks, stage)
                 if team.is_first:
@@ -255,8 +255,8 @@ def _set_rates(optimiser: torch.optim.AdamW, stage: Stage, place: Place) -> floa
     if place.step < stage.warmup:
         share = (place.step + 1) / stage.warmup
     else:
-        first = stage.warmup / stage.steps if place.share(stage) == place.step / stage.steps else 0.0
-        done = min(1.0, (place.share(stage) - first) / (1 - first)) if first < 1 else 1.0
+        first = stage.warmup / stage.steps if place.progress(stage) == place.step / stage.steps else 0.0
+        done = min(1.0, (place.progress(stage) - first) / (1 - first)) if first < 1 else 1.0
         share = stage.final_rate + (1 - stage.final_rate) * 0.5 * (1 + math.cos(math.pi * done))
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * share

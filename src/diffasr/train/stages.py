@@ -72,7 +72,7 @@ class Stage:
     """Share of the steps with self-conditioning."""
     unroll_share: float = 0.0
     """Share of the rows of such a step whose canvas is the model's own draft (arXiv:2112.06749)."""
-    spec: float = 0.0
+    spec_augment: float = 0.0
     """Share of the rows with bands and spans of the log-mel features blanked (SpecAugment); the teacher hears them all.
     For manifests."""
     mask: float = 0.0
@@ -105,7 +105,7 @@ class Stage:
         if unknown:
             raise RecipeError(f"stage {self.name}: teaches names {sorted(unknown)}; languages are {list(LANGUAGES)}")
         for name in ("ar_share", "ar_draft", "drift", "diffusion_share", "full_share", "draft_share",
-                     "draft_noise", "hint_drop", "audio_drop", "spec", "mask", "dropout", "conditioned_share",
+                     "draft_noise", "hint_drop", "audio_drop", "spec_augment", "mask", "dropout", "conditioned_share",
                      "unroll_share", "final_rate", "smoothing", "ema"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"stage {self.name}: {name} is a share from 0 to 1, got {getattr(self, name)}")
@@ -183,8 +183,10 @@ class Recipe:
         """What a stage needs of the recipe."""
         if "encoder" in stage.rates and not self.manifests:
             raise RecipeError(f"{self.name}: stage {stage.name} trains the encoder: name manifests, not features")
-        if stage.spec > 0 and not self.manifests:
-            raise RecipeError(f"{self.name}: stage {stage.name} has spec: name manifests, features have no mel bands")
+        if stage.spec_augment > 0 and not self.manifests:
+            raise RecipeError(
+                f"{self.name}: stage {stage.name} has spec_augment: name manifests, features have no mel bands"
+            )
         if stage.distil > 0 and self.teacher is None:
             raise RecipeError(f"{self.name}: stage {stage.name} has a weight for distil: name a teacher")
 

@@ -35,7 +35,7 @@ def losses(
     teacher: who knew the languages before, for the loss ``distil``; it hears the sound with its own ears, in windows of
     30 s as it was trained. generator: on the network's device.
     """
-    speech = _heard(network, batch, stage.spec, generator)
+    speech = _heard(network, batch, stage.spec_augment, generator)
     speech = dropped(blank_spans(speech, stage.mask, generator), stage.dropout, generator)
     out = {}
     if stage.ctc > 0:
@@ -71,12 +71,12 @@ def _some(count: int, share: float, dice: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=dice, device="cpu")[: max(1, round(share * count))]
 
 
-def _heard(network: Network, batch: Batch, spec: float, generator: torch.Generator) -> Speech:
-    """Frames as they were stored, or those that the encoder makes of the sound now."""
+def _heard(network: Network, batch: Batch, blanked: float, generator: torch.Generator) -> Speech:
+    """Frames as they were stored, or those that the encoder makes of the sound now; ``blanked``: share of its rows."""
     if isinstance(batch.speech, Speech):
         return batch.speech
     sound = batch.speech
-    return network.hear(blank_mel(sound.features, sound.lengths, spec, generator), sound.lengths)
+    return network.hear(blank_mel(sound.features, sound.lengths, blanked, generator), sound.lengths)
 
 
 def _causal(  # noqa: PLR0913
