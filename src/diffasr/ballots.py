@@ -7,10 +7,12 @@ from typing import Protocol
 import torch
 
 from diffasr.diffusion import ctc, vote
+from diffasr.diffusion.beam import Beam, BeamOptions
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.hotwords import Hotwords, put_in
+from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache
-from diffasr.text import LANGUAGES, Tokenizer
+from diffasr.text import LANGUAGES
 from diffasr.transcript import Alternative
 
 
@@ -29,29 +31,43 @@ class Ballot(Protocol):
 
 
 def ballot_paths(
-    tokenizer: Tokenizer, cache: Cache, options: SamplingOptions, hotwords: Hotwords | None = None
+    model: Model, cache: Cache, options: SamplingOptions, hotwords: Hotwords | None = None
 ) -> list[ctc.Path]:
     """What CTC heard in each row of ``cache``, of which ``options.votes`` in a row are one window.
 
-    The first of a window takes the best path, the others that of CTC's logits with noise on them. Where the options
-    start from a sample, every row takes one of CTC's posterior. No draw depends on a neighbour. ``hotwords`` take the
-    place of what sounds like them.
+    It is CTC's best path, or the best text of a beam where the checkpoint has a model of letters. The first of a window
+    takes CTC's logits as they are, the others with noise on them. Where the options start from a sample, every row
+    takes one of CTC's posterior. No draw depends on a neighbour. ``hotwords`` take the place of what sounds like them.
     """
+    tokenizer = model.tokenizer
     paths, codes = list[ctc.Path](), list(LANGUAGES)
     mended: Callable[[ctc.Path], ctc.Path] | None = None
     for row, slots in enumerate(cache.slots.tolist()):
         logits, number = cache.ctc[row : row + 1, :slots], row % options.votes  # (1, N, C)
+        language = codes[int(cache.languages[row])]
         if hotwords is not None:
-            language = codes[int(cache.languages[row])]
             mended = partial(put_in, logits=logits[0], tokenizer=tokenizer, hotwords=hotwords, language=language)
         dice = torch.Generator().manual_seed(options.seed * 10_007 + number)
         if options.start == "sample":
             logits = ctc.sampled(logits.float().cpu(), generator=dice)
         elif number:
             logits = ctc.blurred(logits.float().cpu(), most=1.0, generator=dice)
-        real = cache.slots[row : row + 1]
-        paths += ctc.heard(logits, real, blank=tokenizer.blank, joined=tokenizer.joined, mended=mended)
+        if options.start == "ctc" and options.beam > 0 and (found := beam_of(model, language, options)):
+            best = found.best(logits[0].float().log_softmax(-1).cpu().numpy())
+        else:
+            (best,) = ctc.best_paths(logits, cache.slots[row : row + 1], blank=tokenizer.blank)
+        paths.append(ctc.in_tokens(best if mended is None else mended(best), tokenizer.joined))
     return paths
+
+
+def beam_of(model: Model, language: str, options: SamplingOptions) -> Beam | None:
+    """What looks for the best text in a language; None where the checkpoint has no model of letters."""
+    spelling = model.tokenizer.spelling
+    if model.letters is None or spelling is None:
+        return None
+    wanted = BeamOptions(size=options.beam, weight=options.letter_weight, bonus=options.letter_bonus)
+    letters = model.letters.language(language)
+    return Beam(spelling.writings, letters, wanted, blank=model.tokenizer.blank)
 
 
 def alternatives(ballots: Sequence[Ballot], spoken: Sequence[Sequence[str]], most: int) -> tuple[Alternative, ...]:

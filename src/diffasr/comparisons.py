@@ -3,12 +3,16 @@
 import torch
 from torch import Tensor
 
+from diffasr.ballots import ballot_paths
 from diffasr.diffusion import ctc
+from diffasr.diffusion.fluency import Fluency
 from diffasr.diffusion.joint import Joint, opinions
 from diffasr.diffusion.lattice import Sound
+from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache, Speech
+from diffasr.text import LANGUAGES
 
 
 def ctc_texts(model: Model, speech: Speech) -> list[str]:
@@ -20,20 +24,32 @@ def ctc_texts(model: Model, speech: Speech) -> list[str]:
 
 
 @torch.inference_mode()
+def beam_texts(model: Model, speech: Speech, languages: Tensor | None, options: SamplingOptions) -> list[str]:
+    """What joint writing starts from, without any denoising: of a beam where the checkpoint has a model of letters."""
+    cache = model.network.prefill(speech, None if languages is None else languages.to(speech.frames.device))
+    return [model.tokenizer.decode(path.tokens) for path in ballot_paths(model, cache, options)]
+
+
+@torch.inference_mode()
 def ar_texts(
-    model: Model, speech: Speech, languages: Tensor | None, *, most: int = 160, joint_weight: float = 0.0
+    model: Model,
+    speech: Speech,
+    languages: Tensor | None,
+    *,
+    most: int = 160,
+    together: SamplingOptions | None = None,
 ) -> list[str]:
     """Each row written token by token with the causal mask on, greedily, at most ``most`` tokens: the comparison.
 
-    Keys and values of the text so far are kept. joint_weight: what CTC counts for beside the decoder, as in
-    ``SamplingOptions``. Raises OptionError where it is above 0 and CTC has no short labels.
+    Keys and values of the text so far are kept. together: how CTC and the model of letters have a say, as in joint
+    writing; None: they have none. Raises OptionError where they are asked and CTC has no short labels.
     """
     device = speech.frames.device
     cache = model.network.prefill(speech, None if languages is None else languages.to(device))
     tokens = torch.empty(len(cache.slots), 0, dtype=torch.long, device=device)
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=device)
     read, new = model.network.ar_reader(cache), tokens
-    joint = joint_rows(model, cache, weight=joint_weight) if joint_weight > 0 else None
+    joint = None if together is None else joint_rows(model, cache, together)
     while tokens.shape[1] < most and not bool(ended.all()):
         logits = read(new)  # (B, V)
         best = logits.argmax(-1) if joint is None else _together(joint, tokens, logits, ended)  # (B,)
@@ -44,15 +60,29 @@ def ar_texts(
     return [model.tokenizer.decode(row) for row in tokens.tolist()]
 
 
-def joint_rows(model: Model, cache: Cache, *, weight: float, confidence: float = 0.0) -> list[Joint]:
+def joint_rows(model: Model, cache: Cache, options: SamplingOptions) -> list[Joint]:
     """For each row of ``cache`` what CTC and the denoiser write together. Raises OptionError without short labels."""
-    tokenizer = model.tokenizer
-    if tokenizer.spelling is None:
+    tokenizer, codes = model.tokenizer, list(LANGUAGES)
+    spelling = tokenizer.spelling
+    if spelling is None:
         raise OptionError(f"CTC of {model.config.name} has no short labels to spell with: it can't write together")
     joint = []
     for row, slots in enumerate(cache.slots.tolist()):
-        sound = Sound(cache.ctc[row, :slots].float().log_softmax(-1).cpu().numpy(), blank=tokenizer.blank)
-        joint.append(Joint(sound, tokenizer.spelling, end=tokenizer.end, weight=weight, confidence=confidence))
+        code, fluency = codes[int(cache.languages[row])], None
+        if model.letters is not None:
+            letters = model.letters.language(code)
+            fluency = Fluency(letters, spelling, weight=options.letter_weight, bonus=options.letter_bonus)
+        joint.append(
+            Joint(
+                Sound(cache.ctc[row, :slots].float().log_softmax(-1).cpu().numpy(), blank=tokenizer.blank),
+                spelling,
+                end=tokenizer.end,
+                weight=options.joint_weight,
+                confidence=options.confidence,
+                caution=model.config.caution.get(code, 0.0) if options.caution is None else options.caution,
+                fluency=fluency,
+            )
+        )
     return joint
 
 

@@ -78,7 +78,7 @@ def decode(
         again = torch.arange(rows, device=cache.audio.device).repeat_interleave(votes)
         cache = model.network.select(cache, again)
         show = None if show is None else _first_of(votes, show)
-    paths = ballot_paths(model.tokenizer, cache, options, None if guide is None else guide.hotwords)
+    paths = ballot_paths(model, cache, options, None if guide is None else guide.hotwords)
     written = _write(model, cache, paths, options, show)
     elected = [_elected(written[n : n + votes], options) for n in range(0, rows * votes, votes)]
     return [
@@ -226,7 +226,7 @@ def _resolved(model: Model, options: SamplingOptions) -> SamplingOptions:
 
 def _joint(model: Model, cache: Cache, lengths: Tensor, options: SamplingOptions) -> Renew:
     """CTC and the denoiser write each row's canvas together; what CTC knows of the row is kept from step to step."""
-    rows = joint_rows(model, cache, weight=options.joint_weight, confidence=options.confidence)
+    rows = joint_rows(model, cache, options)
 
     def renew(step: Step) -> Tensor:
         fresh = torch.full_like(step.canvas, model.tokenizer.end)

@@ -133,7 +133,7 @@ def rewrite(model: Model, speech: Speech, language: str, pieces: Sequence[Piece]
     options = SamplingOptions(steps=steps, accept="joint" if is_joint else "prefix")
     renew: Renew = sheet.renew
     if is_joint:
-        (joint,) = joint_rows(model, cache, weight=options.joint_weight, confidence=options.confidence)
+        (joint,) = joint_rows(model, cache, options)
         renew = sheet.together(joint)
     *_, draft = sample(denoise, sheet.canvas(), lengths, options, end=tokenizer.end, renew=renew)
     tokens = sheet.tokens()

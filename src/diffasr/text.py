@@ -36,6 +36,14 @@ SPACES = "\u0120\u2581"
 PREFIX_TOKENS = (END, START, TASK, PLAIN)
 
 
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
+_BYTES = {chr(byte): bytes((byte,)) for byte in _PRINTED}
+_BYTES |= {chr(0x100 + n): bytes((byte,)) for n, byte in enumerate(_OTHERS)} | {"\u2581": b" "}
+"""What each character of a byte-level vocabulary stands for: a byte that prints is written as itself, the others as
+the letters from U+0100 on."""
+
+
 def check_language(language: str | None) -> str | None:
     """The language code as given, or None; raises OptionError for a code that the model does not know."""
     if language is not None and language not in LANGUAGES:
@@ -57,6 +65,17 @@ class Spelling:
     """The labels that begin with a writing and go on."""
     longest: int
     """Characters of the longest label."""
+
+    @cached_property
+    def writings(self) -> list[bytes]:
+        """Of each label what it writes, see ``in_bytes``; the blank nothing."""
+        found = dict.fromkeys(range(1 + max(self.labels.values(), default=0)), b"")
+        found |= {label: self.in_bytes(writing) for writing, label in self.labels.items()}
+        return [found[label] for label in sorted(found)]
+
+    def in_bytes(self, writing: str) -> bytes:
+        """What is written, in UTF-8; of a part of a letter that part."""
+        return b"".join(_BYTES.get(char) or char.encode() for char in writing)
 
 
 class Tokenizer:

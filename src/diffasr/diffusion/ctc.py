@@ -47,23 +47,16 @@ def best_paths(logits: Tensor, slots: Tensor, *, blank: int) -> list[Path]:
 
 
 def heard(
-    logits: Tensor,
-    slots: Tensor,
-    *,
-    blank: int,
-    joined: Callable[[Sequence[int]], tuple[list[int], list[int]]],
-    mended: Callable[[Path], Path] | None = None,
+    logits: Tensor, slots: Tensor, *, blank: int, joined: Callable[[Sequence[int]], tuple[list[int], list[int]]]
 ) -> list[Path]:
-    """Best paths in the tokens of the canvas. ``joined``: labels to tokens, and the label that each begins in.
+    """Best paths in the tokens of the canvas. ``joined``: labels to tokens, and the label that each begins in."""
+    return [in_tokens(best, joined) for best in best_paths(logits, slots, blank=blank)]
 
-    mended: what to make of each path of labels first.
-    """
-    paths = []
-    for best in best_paths(logits, slots, blank=blank):
-        path = best if mended is None else mended(best)
-        tokens, begins = joined(path.tokens)
-        paths.append(replace(path, tokens=tokens, slots=[path.slots[b] for b in begins]))
-    return paths
+
+def in_tokens(path: Path, joined: Callable[[Sequence[int]], tuple[list[int], list[int]]]) -> Path:
+    """A path of labels in the tokens of the canvas; ``joined`` as in ``heard``."""
+    tokens, begins = joined(path.tokens)
+    return replace(path, tokens=tokens, slots=[path.slots[b] for b in begins])
 
 
 def canvas_length(tokens: int, *, slack: int = 4, buckets: Sequence[int] = BUCKETS) -> int:

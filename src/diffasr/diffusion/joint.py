@@ -5,6 +5,10 @@ the sound. Going from left to right, each place gets the token that both togethe
 their log-probabilities, arXiv:1609.06773 equation 8, there for one token after another). Where that changes the text,
 CTC also says where the rest of it goes on: behind the same place, one place later, or further.
 
+Tokens that the denoiser finds far less likely than its best are not weighed: where it is sure, CTC is not asked. Where
+it knows a language badly, each change needs consent (``caution``): what it gains with the denoiser, and what the whole
+text gains or loses with CTC.
+
 The first change of a step is right given all before it. Those behind it were asked for before that change was known, so
 they are made only where the model is sure, some places away from the change before, and where CTC does not object. The
 next step looks at everything again.
@@ -17,7 +21,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffasr.diffusion.lattice import Sound, both_ways
+from diffasr.diffusion.fluency import Fluency, Fluent
+from diffasr.diffusion.lattice import Lattice, Sound, both_ways
 from diffasr.text import Spelling
 
 CALM = 1
@@ -28,6 +33,8 @@ REACH = 8
 """Places among which the rest of the text may go on."""
 FEW = 16
 """Tokens that are weighed at a place, beside the one that stands there."""
+FAR = 2.5
+"""Nats below the denoiser's best token from which on one is not weighed, the one that stands there included."""
 GROWTH = 40
 """Places that a text may become longer by in a step."""
 
@@ -69,11 +76,24 @@ class Known:
 class Joint:
     """The text of one canvas, step by step."""
 
-    def __init__(self, sound: Sound, spelling: Spelling, *, end: int, weight: float, confidence: float) -> None:
-        """weight: of CTC beside 1 for the denoiser. confidence: probability that a change needs behind the first."""
+    def __init__(
+        self,
+        sound: Sound,
+        spelling: Spelling,
+        *,
+        end: int,
+        weight: float,
+        confidence: float,
+        caution: float = 0.0,
+        fluency: Fluency | None = None,
+    ) -> None:
+        """weight: of CTC beside 1 for the denoiser. confidence: probability that a change needs behind the first.
+        caution: of CTC beside 1 for the denoiser when a change asks for consent; 0: the first of a step needs none.
+        fluency: counts with CTC, where there is one."""
         self.spelling, self.end = spelling, end
-        self.weight, self.confidence = weight, confidence
-        self.forwards, self.backwards = both_ways(sound, spelling)
+        self.weight, self.confidence, self.caution = weight, confidence, caution
+        heard, self.backwards = both_ways(sound, spelling)
+        self.forwards: Lattice | Fluent = heard if fluency is None else Fluent(heard, fluency)
 
     def rewritten(self, canvas: Tensor, logits: Tensor) -> Tensor:
         """The canvas (L,) after one step, from the denoiser's logits (L, V); behind its text it is ``end``."""
@@ -113,8 +133,8 @@ class Joint:
                 chosen = self._best(text, own, told, is_first=not changes)
             calm = max(0, calm - 1)
             if chosen != own:
-                gain = told.of(chosen) - told.own if known is not None and not changes else None
-                found = self._resumed(text, chosen, after[place : stop + 1], is_first=not changes, gain=gain)
+                consent = self._consent(told, chosen, is_known=known is not None, is_first=not changes)
+                found = self._resumed(text, chosen, after[place : stop + 1], consent)
                 if found is None:  # CTC objects
                     chosen = own
                 else:
@@ -141,9 +161,12 @@ class Joint:
         """The token that both find likeliest behind ``text``."""
         least = -math.inf if is_first else math.log(max(self.confidence, 1e-9))
         begun = self.forwards.begins(text)
-        best, most = own, opinion.own + self.weight * (self._heard(text, own) - begun)
+        far = opinion.log_probabilities[0] - FAR if opinion.log_probabilities else -math.inf
+        best, most = own, -math.inf
+        if opinion.own >= far:
+            most = opinion.own + self.weight * (self._heard(text, own) - begun)
         for token, score in zip(opinion.tokens, opinion.log_probabilities, strict=True):
-            if score < most or score < least:  # CTC can only take away
+            if score < max(least, far):
                 break
             if token != own:
                 together = score + self.weight * (self._heard(text, token) - begun)
@@ -162,13 +185,19 @@ class Joint:
             after.append(self.spelling.names[token] + after[-1])
         return after[::-1]
 
-    def _resumed(
-        self, text: str, token: int, after: Sequence[str], *, is_first: bool, gain: float | None = None
-    ) -> int | None:
+    def _consent(self, told: Opinion, token: int, *, is_known: bool, is_first: bool) -> tuple[float, float]:
+        """What must be at least 0 for a change to be made: the first number, and CTC's gain times the second."""
+        gain = told.of(token) - told.own
+        if self.caution > 0:
+            return gain, self.caution
+        if not is_first:
+            return GUARD, 1.0
+        return (gain, self.weight) if is_known else (0.0, 0.0)
+
+    def _resumed(self, text: str, token: int, after: Sequence[str], consent: tuple[float, float]) -> int | None:
         """How many places further the text goes on behind ``text`` and ``token``; None where CTC objects to the token.
 
-        after: the text from the present place on, and from each one at which it may go on. gain: in nats, what the
-        denoiser finds the token better by, where that and CTC are to be weighed.
+        after: the text from the present place on, and from each one at which it may go on. consent: see ``_consent``.
         """
         if token == self.end:
             where, likely = len(after) - 1, self.forwards.whole(text)
@@ -177,11 +206,11 @@ class Joint:
             scores = [self.forwards.joined(longer, rest, self.backwards) for rest in after[:REACH]]
             likely = max(scores)
             where = scores.index(likely)
-        if is_first and gain is None:
+        own, weight = consent
+        if weight == 0:
             return where
         better = likely - self.forwards.joined(text, after[0], self.backwards)
-        agreed = better >= -GUARD if gain is None else gain + self.weight * better >= 0
-        return where if agreed else None
+        return where if own + weight * better >= 0 else None
 
     def _undoubled(
         self, done: list[tuple[int, bool]], kept: Sequence[int], behind: str, rest: str

@@ -78,6 +78,16 @@ class SamplingOptions:
     place, as in plain refinement. ``auto``: ``joint`` from CTC's text where CTC has short labels, else ``prefix``."""
     joint_weight: float = 0.43
     """With ``joint``: what CTC's log-probability counts for beside the denoiser's."""
+    caution: float | None = None
+    """With ``joint``: what CTC counts for beside the denoiser when a change is to be allowed: the more, the fewer. 0:
+    the first change of a step is made in any case. None: as the checkpoint says of the language."""
+    beam: int = 12
+    """With ``start`` from CTC and a checkpoint that has a model of letters: texts that are kept while the best one is
+    looked for, which the canvas then starts from; 0: CTC's best path."""
+    letter_weight: float = 0.3
+    """What the model of letters counts for beside CTC: in the beam, and with ``joint`` in every step."""
+    letter_bonus: float = 1.2
+    """Nats that CTC is given for each letter, in the same places: alone it leaves letters out."""
     threshold: float = 0.9
     """Probability from which ``threshold`` accepts a token."""
     position_bias: float = 0.0
@@ -110,6 +120,8 @@ class SamplingOptions:
             raise OptionError(f"steps must be at least 1, got {self.steps}")
         if self.votes < 1:
             raise OptionError(f"votes must be at least 1, got {self.votes}")
+        if self.beam < 0:
+            raise OptionError(f"beam must be a number of texts, or 0 for none, got {self.beam}")
         if not 0 <= self.alternatives <= self.votes:
             raise OptionError(
                 f"alternatives are texts of the votes: ask for 0 to {self.votes} of them or for more votes, "
@@ -122,8 +134,9 @@ class SamplingOptions:
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("temperature", "final_temperature", "entropy_bound", "ctc_weight", "stop_entropy",
-                     "position_bias", "guidance", "joint_weight"):  # fmt: skip
-            if not 0 <= getattr(self, name) < float("inf"):
+                     "position_bias", "guidance", "joint_weight", "caution", "letter_weight",
+                     "letter_bonus"):  # fmt: skip
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
 
     def temperature_at(self, step: int) -> float:

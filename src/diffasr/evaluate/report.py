@@ -22,7 +22,7 @@ from diffasr.evaluate.worst import WORST, worst_page
 from diffasr.formats import write_text_atomically
 from diffasr.text import LANGUAGES
 
-_ORDER = ("ctc", "ar", "ar_ctc", "diffusion", "seeded", "vote", "whisper")
+_ORDER = ("ctc", "ctc_beam", "ar", "ar_ctc", "diffusion", "seeded", "vote", "whisper")
 _REVISED = ("diffusion", "seeded", "vote")
 
 

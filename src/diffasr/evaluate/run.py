@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, load_audio, split_at_silence
-from diffasr.comparisons import ar_texts, ctc_texts
+from diffasr.comparisons import ar_texts, beam_texts, ctc_texts
 from diffasr.decode import decode
 from diffasr.diffusion.sampler import Draft
 from diffasr.errors import OptionError
@@ -179,8 +179,10 @@ def _write_window(
     known: Tensor | None = None if language is None else torch.full((rows,), list(LANGUAGES).index(language))
     if system.decoder == "ctc":
         return [Written(text=text) for text in ctc_texts(timed.model, speech)]
+    if system.decoder == "ctc_beam" and system.together is not None:
+        return [Written(text=text) for text in beam_texts(timed.model, speech, known, system.together)]
     if system.options is None:
-        texts = ar_texts(timed.model, speech, known, joint_weight=system.joint_weight)
+        texts = ar_texts(timed.model, speech, known, together=system.together)
         return [Written(text=t, found=list(LANGUAGES)[n]) for t, n in zip(texts, clock.languages, strict=True)]
     drafts: list[list[str]] = [[] for _ in range(rows)]
 

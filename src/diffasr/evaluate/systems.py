@@ -11,9 +11,10 @@ from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.evaluate.normalise import NORMALISERS
 
-Decoder = Literal["ctc", "ar", "ar_ctc", "diffusion", "seeded", "vote", "whisper"]
+Decoder = Literal["ctc", "ctc_beam", "ar", "ar_ctc", "diffusion", "seeded", "vote", "whisper"]
 _REVISIONS: tuple[Decoder, ...] = ("diffusion", "seeded", "vote")
-_PLAIN: tuple[Decoder, ...] = ("ctc", "ar", "ar_ctc")
+_PLAIN: tuple[Decoder, ...] = ("ctc", "ctc_beam", "ar", "ar_ctc")
+_JOINT: tuple[Decoder, ...] = ("ctc_beam", "ar_ctc")
 DECODERS = (*_PLAIN, *_REVISIONS)
 _VARIED = {
     f.name: f.default for f in dataclasses.fields(SamplingOptions) if f.name not in ("steps", "seed", "alternatives")
@@ -26,7 +27,8 @@ class EvaluationOptions:
     """What is decoded, how, and how it is scored."""
 
     decoders: Sequence[str] = ("ctc", "ar", "diffusion", "seeded")
-    """``ar_ctc``: token by token, CTC counting as in joint writing; ``diffusion``: from noise; ``seeded``: from CTC's
+    """``ctc_beam``: the beam's text that joint writing starts from, where the checkpoint has a model of letters;
+    ``ar_ctc``: token by token, CTC and that model counting as in joint writing; ``diffusion``: from noise; ``seeded``: from CTC's
     text; ``vote``: several canvases from what CTC may have heard, merged."""
     steps: Sequence[int] = (8,)
     seeds: int = 1
@@ -86,8 +88,8 @@ class System:
     seed: int | None = None
     options: SamplingOptions | None = None
     """Of the diffusion decoders."""
-    joint_weight: float = 0.0
-    """Of those that write token by token: what CTC counts for."""
+    together: SamplingOptions | None = None
+    """Of the others that use what joint writing does: how."""
     baseline: str = ""
     beam: int = 1
     vad: bool = True
@@ -102,8 +104,8 @@ class System:
             "baseline": self.baseline,
             "beam": self.beam,
         }
-        if self.joint_weight:
-            facts["joint_weight"] = self.joint_weight
+        if self.together:
+            facts["together"] = dataclasses.asdict(self.together)
         return facts if self.vad else facts | {"vad": False}
 
 
@@ -112,9 +114,8 @@ def systems(options: EvaluationOptions) -> list[System]:
 
     A decoder that draws no random numbers has one seed: more would write the same again.
     """
-    joint = SamplingOptions().joint_weight
     found = [
-        System(name=name, decoder=name, joint_weight=joint if name == "ar_ctc" else 0.0)
+        System(name=name, decoder=name, together=SamplingOptions() if name in _JOINT else None)
         for name in _PLAIN
         if name in options.decoders
     ]

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffasr.diffusion.letters import Letters
 from diffasr.errors import ModelError, OptionError
 from diffasr.model import hub, quantised
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
@@ -47,6 +48,8 @@ class Model:
     """Behind the Network interface; each is a torch module too."""
     tokenizer: Tokenizer
     config: ModelConfig
+    letters: Letters | None = None
+    """What the language models of letters know; they count with CTC, where it has short labels."""
 
 
 def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
@@ -128,11 +131,12 @@ def load(
     network.prefixes = torch.tensor([tokenizer.prefix(code) for code in LANGUAGES])
     network.alphabet = torch.tensor(tokenizer.alphabet)
     stored = read_stored(folder / "model.safetensors")
+    letters = Letters.from_state({name: stored.pop(name) for name in list(stored) if name.startswith("letters.")})
     if is_int8:
         quantised.put_(network, stored)
     fit(network, floats(stored), source=str(folder))
     network.to(device=place, dtype=target.dtype)
-    return Model(network=network.eval().requires_grad_(False), tokenizer=tokenizer, config=config)
+    return Model(network=network.eval().requires_grad_(False), tokenizer=tokenizer, config=config, letters=letters)
 
 
 def read_config(name: str | os.PathLike[str], *, revision: str | None = None) -> ModelConfig:
@@ -198,7 +202,7 @@ def save(
             weights[name], weights[f"{name}.scale"] = quantise(value)
         else:
             weights[name] = value.to(torch.float32 if precision == "float32" else torch.float16).contiguous()
-    write(folder, weights, model.config, model.tokenizer)
+    write(folder, weights | (model.letters.state() if model.letters else {}), model.config, model.tokenizer)
 
 
 def write(

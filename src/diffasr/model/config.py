@@ -96,6 +96,8 @@ class ModelConfig:
     projector: ProjectorConfig
     decoder: DecoderConfig | GemmaConfig
     calibration: Calibration | None = None
+    caution: dict[str, float] = dataclasses.field(default_factory=dict)
+    """By language: ``SamplingOptions.caution`` where nothing else is asked for; 0 for those that are not named."""
 
     @property
     def backbone(self) -> Literal["whisper", "gemma"]:
@@ -122,6 +124,7 @@ class ModelConfig:
                 projector=_read(ProjectorConfig, fields["projector"]),
                 decoder=_read(kind, fields["decoder"]),
                 calibration=_read_calibration(fields.get("calibration")),
+                caution=_read_caution(fields.get("caution")),
             )
         except (json.JSONDecodeError, AttributeError) as error:
             raise ModelError(f"config.json is not JSON of a diffasr model: {error}") from error
@@ -142,6 +145,14 @@ def _read_calibration(fields: dict[str, Any] | None) -> Calibration | None:
     if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
         raise ModelError(f"config.json: calibration holds {numbers}, which are not all numbers: calibrate it again")
     return Calibration(bias=fields["bias"], weights=dict(fields["weights"]))
+
+
+def _read_caution(fields: Any) -> dict[str, float]:
+    """None of it for a checkpoint that was made before there was any."""
+    found = {} if fields is None else fields
+    if not isinstance(found, dict) or not all(type(n) in (int, float) and 0 <= n < math.inf for n in found.values()):
+        raise ModelError(f"config.json: caution is {found!r}, not a number from 0 up for each language")
+    return dict(found)
 
 
 def _read(kind: type[T], fields: dict[str, Any]) -> T:
