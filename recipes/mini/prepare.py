@@ -23,7 +23,7 @@ from tokenizers import Tokenizer as Backend
 from diffasr.audio import SAMPLE_RATE_HZ, load_audio
 from diffasr.diffusion.letters import Letters
 from diffasr.model import checkpoint
-from diffasr.model.whisper import HANDICAP, PACE
+from diffasr.model.whisper import BLIND, HANDICAP, PACE
 from diffasr.text import LANGUAGES, Tokenizer
 from diffasr.train import vocabulary
 from diffasr.train.data import FeatureStore, read_manifest
@@ -35,9 +35,6 @@ MERGES = 1000
 MIN_COUNT = 5
 """How often the text must use a token for it to stay."""
 HINDI_LINES = 20_000
-BLIND = 25.0
-"""Nats by which later places are less visible in the shipped form: nothing is left of them."""
-
 CAUTION = {"hi": 0.8}
 """Hindi is what the denoiser knows worst: token by token it is twice as often wrong as CTC and the letters."""
 
@@ -127,8 +124,9 @@ def blend(model: Path, start: Path, out: Path, *, encoder: float, decoder: float
 
 
 def export(model: Path, out: Path, *, grams: Path | None, bare: bool) -> None:
-    """Write the shipped form: int8, with the model of letters and what goes with it. ``bare``: with the conditioning block at zero, as before training, and later places
-    out of sight: CTC and the decoder then write a canvas together better (docs/log.md)."""
+    """Write the shipped form: int8, with the model of letters and what goes with it. ``bare``: with the conditioning
+    block at zero, as before training, and later places out of sight: CTC and the decoder then write a canvas together
+    better (docs/log.md)."""
     found = checkpoint.load(model)
     if bare:
         decoder = found.network.decoder

@@ -10,6 +10,10 @@ from diffasr.diffusion.fuse import fused, guided
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache
+from diffasr.model.reread import Rereader
+from diffasr.text import Tokenizer
+
+_NEVER = -1e4  # nats; finite, for the sampler multiplies by it
 
 
 class Asking:
@@ -28,6 +32,10 @@ class Asking:
         """(R,) of the batch, those that are still going."""
         self.cache = cache
         """Of ``rows``; with guidance of them twice, the second time without the sound."""
+        self.again: Again | None = None
+        if options.accept == "joint" and options.guidance == options.ctc_weight == 0:
+            reader = model.network.rereader(cache)
+            self.again = None if reader is None else Again(reader, model.tokenizer, lengths)
         if options.guidance > 0:
             twice = torch.arange(len(lengths), device=device).repeat(2)
             is_deaf = torch.arange(2 * len(lengths), device=device) >= len(lengths)
@@ -38,6 +46,8 @@ class Asking:
 
         previous: (R, L, V) logits of the step before, or None. hints: (B, L) of the whole batch.
         """
+        if self.again is not None:
+            return self.again(canvas, rows)
         self._let_go(rows)
         device, times, weight = self.cache.audio.device, 2 if self.options.guidance > 0 else 1, self.options.ctc_weight
         where = rows.to(device)
@@ -63,3 +73,28 @@ class Asking:
             if self.options.guidance > 0:
                 places = torch.cat((places, places + len(self.rows)))
             self.cache, self.rows = self.network.select(self.cache, places.to(self.cache.audio.device)), rows
+
+
+class Again:
+    """Logits of canvases that are text and then ends, where only what has changed need be read again."""
+
+    def __init__(self, reader: Rereader, tokenizer: Tokenizer, lengths: Tensor) -> None:
+        """lengths: (B,) canvas places that each row uses."""
+        self._reader, self._end, self._lengths = reader, tokenizer.end, lengths.tolist()
+        self._sure = torch.full((tokenizer.size,), _NEVER)
+        self._sure[self._end] = 0.0
+        self._told = self._sure.repeat(len(lengths), max(self._lengths, default=0), 1)  # (B, L, V)
+
+    def __call__(self, canvas: Tensor, rows: Tensor) -> Tensor:
+        """Logits (R, L, V) of the canvas (R, L) of ``rows`` (R,); behind the first end, ends are sure."""
+        texts = []
+        for row, tokens in zip(rows.tolist(), canvas.tolist(), strict=True):
+            used = tokens[: self._lengths[row]]
+            texts.append((row, used[: used.index(self._end)] if self._end in used else used))
+        for (row, text), (first, logits) in zip(texts, self._reader.read(texts), strict=True):
+            told = self._told[row]
+            new = logits[: len(told) - first]  # a full canvas has no place behind its text
+            if len(new):
+                told[first : first + len(new)] = new
+            told[len(text) + 1 :] = self._sure
+        return self._told if len(rows) == len(self._told) else self._told[rows]

@@ -15,9 +15,9 @@ from diffasr.diffusion.ctc import Path
 from diffasr.diffusion.letters import END, START, LanguageLetters
 
 NEVER = -1e30
-LABELS = 8
+LABELS = 5
 """Labels that are weighed in a slot, beside the blank."""
-LEAST = 7.0
+LEAST = 5.0
 """Nats below the likeliest one at which a label is not weighed."""
 SILENT = math.log(0.995)
 """From this log-probability of the blank on, a slot is taken for silence."""
@@ -65,12 +65,18 @@ class _Text:
 class Beam:
     """Looks for the best text of a clip."""
 
-    def __init__(self, writings: Sequence[bytes], letters: LanguageLetters, options: BeamOptions, *, blank: int) -> None:
+    def __init__(
+        self, writings: Sequence[bytes], letters: LanguageLetters, options: BeamOptions, *, blank: int
+    ) -> None:
         """writings: how each label is written, in UTF-8; a label may be a part of a letter."""
         self._writings, self._letters, self._options, self._blank = writings, letters, options, blank
+        self._pieces = [_whole(writing) for writing in writings]
+        self._read: dict[str, float] = {"": 0.0}
+        """What each text is worth that was met."""
 
     def best(self, log_probs: NDArray[np.float32]) -> Path:
         """The best text of (N, C) log-probabilities in labels; its log-probability is CTC's of all of its spellings."""
+        self._read = {"": 0.0}
         texts = {("", b"", -1): _Text("", b"", -1, 0.0, None, over=0.0)}
         for slot, row in enumerate(log_probs):
             blank = float(row[self._blank])
@@ -81,7 +87,7 @@ class Beam:
                 texts = self._kept(self._longer(texts, row, slot, blank))
         ended = max(texts.values(), key=self._ended)
         same = [text.total for text in texts.values() if text.letters == ended.letters]
-        labels, slots = _read(ended.trail)
+        labels, slots = _spelled(ended.trail)
         return Path(labels, slots, float(np.logaddexp.reduce(same)))
 
     def _longer(
@@ -112,23 +118,26 @@ class Beam:
         self, found: dict[tuple[str, bytes, int], _Text], text: _Text, label: int, score: float, slot: int
     ) -> None:
         """Put ``text`` with ``label`` behind it in, or add to its chance where it is there already."""
-        added, half = _whole(text.half + self._writings[label])
+        added, half = _whole(text.half + self._writings[label]) if text.half else self._pieces[label]
         letters = text.letters + (added if text.letters else added.lstrip(START))
         longer = found.get((letters, half, label))
         if longer is None:
-            fluent = text.fluent + self._fluent(text.letters, letters)
-            longer = found[letters, half, label] = _Text(letters, half, label, fluent, None)
+            longer = found[letters, half, label] = _Text(letters, half, label, self._fluent(text, letters), None)
         longer.heard = _sum(longer.heard, score)
         if score > longer.loudest:
             longer.trail, longer.loudest = (text.trail, label, slot), score
 
-    def _fluent(self, before: str, letters: str) -> float:
-        """What the letters behind ``before`` are worth."""
-        row, reach = START + letters, self._letters.reach
-        score = 0.0
-        for place in range(len(before) + 1, len(row)):
-            score += self._letters.log_probability(row[max(0, place - reach) : place], row[place])
-        return self._options.weight * score + self._options.bonus * (len(letters) - len(before))
+    def _fluent(self, text: _Text, letters: str) -> float:
+        """What ``letters`` are worth, which begin as ``text`` does."""
+        found = self._read.get(letters)
+        if found is None:
+            row, reach = START + letters, self._letters.reach
+            score = 0.0
+            for place in range(len(text.letters) + 1, len(row)):
+                score += self._letters.log_probability(row[max(0, place - reach) : place], row[place])
+            bonus = self._options.bonus * (len(letters) - len(text.letters))
+            found = self._read[letters] = text.fluent + self._options.weight * score + bonus
+        return found
 
     def _kept(self, texts: dict[tuple[str, bytes, int], _Text]) -> dict[tuple[str, bytes, int], _Text]:
         best = sorted(texts.items(), key=lambda item: item[1].total + item[1].fluent, reverse=True)
@@ -146,7 +155,7 @@ def _sum(one: float, other: float) -> float:
     return one if other <= NEVER / 2 else one + math.log1p(math.exp(other - one))
 
 
-def _read(trail: Trail | None) -> tuple[list[int], list[int]]:
+def _spelled(trail: Trail | None) -> tuple[list[int], list[int]]:
     labels, slots = list[int](), list[int]()
     while trail is not None:
         trail, label, slot = trail

@@ -81,7 +81,7 @@ class SamplingOptions:
     caution: float | None = None
     """With ``joint``: what CTC counts for beside the denoiser when a change is to be allowed: the more, the fewer. 0:
     the first change of a step is made in any case. None: as the checkpoint says of the language."""
-    beam: int = 12
+    beam: int = 8
     """With ``start`` from CTC and a checkpoint that has a model of letters: texts that are kept while the best one is
     looked for, which the canvas then starts from; 0: CTC's best path."""
     letter_weight: float = 0.3
@@ -116,12 +116,9 @@ class SamplingOptions:
     """Of the random numbers. Same seed, same transcript."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise OptionError(f"steps must be at least 1, got {self.steps}")
-        if self.votes < 1:
-            raise OptionError(f"votes must be at least 1, got {self.votes}")
-        if self.beam < 0:
-            raise OptionError(f"beam must be a number of texts, or 0 for none, got {self.beam}")
+        for name, least in (("steps", 1), ("votes", 1), ("beam", 0)):
+            if getattr(self, name) < least:
+                raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.alternatives <= self.votes:
             raise OptionError(
                 f"alternatives are texts of the votes: ask for 0 to {self.votes} of them or for more votes, "

@@ -5,15 +5,17 @@ The proxy stands where the network stood, so that what is timed is the code that
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from diffasr.model.network import Cache, Network, Speech
+from diffasr.model.reread import Rereader
 from diffasr.model.whisper import WhisperNetwork
 
 
@@ -60,6 +62,11 @@ class Clock:
         with self._call("denoise", canvas):
             return self._network.denoise(canvas, cache, **known)
 
+    def rereader(self, cache: Cache) -> Any:
+        """See Network; each call of its ``read`` counted as denoise."""
+        plain = self._network.rereader(cache)
+        return None if plain is None else _Timed(plain, partial(self._call, "denoise", cache.audio))
+
     def ctc_logits(self, speech: Speech, labels: Tensor | None = None) -> Tensor:
         """See Network; counted as ctc."""
         with self._call("ctc", speech.frames):
@@ -97,6 +104,15 @@ class Clock:
         _wait(like.device)
         self._seconds[stage] += time.perf_counter() - start
         self._calls[stage] += 1
+
+
+class _Timed:
+    def __init__(self, reader: Rereader, call: Callable[[], AbstractContextManager[None]]) -> None:
+        self._reader, self._call = reader, call
+
+    def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[tuple[int, Tensor]]:
+        with self._call():
+            return self._reader.read(texts)
 
 
 def _wait(device: torch.device) -> None:

@@ -28,8 +28,8 @@ class EvaluationOptions:
 
     decoders: Sequence[str] = ("ctc", "ar", "diffusion", "seeded")
     """``ctc_beam``: the beam's text that joint writing starts from, where the checkpoint has a model of letters;
-    ``ar_ctc``: token by token, CTC and that model counting as in joint writing; ``diffusion``: from noise; ``seeded``: from CTC's
-    text; ``vote``: several canvases from what CTC may have heard, merged."""
+    ``ar_ctc``: token by token, CTC and that model counting as in joint writing; ``diffusion``: from noise;
+    ``seeded``: from CTC's text; ``vote``: several canvases from what CTC may have heard, merged."""
     steps: Sequence[int] = (8,)
     seeds: int = 1
     """Runs of each decoder that draws random numbers, with seeds from 0 up."""

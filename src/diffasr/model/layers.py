@@ -30,7 +30,7 @@ class Attention(nn.Module):
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, KeysValues]:
         """(B, L, width) to its own queries, keys and values, each (B, H, L, K)."""
         if self.joint is None:
-            return self._split(self.q_proj(x)), self.keys_values(x)
+            return self.queries(x), self.keys_values(x)
         queries, keys, values = self.joint(x).chunk(3, dim=-1)
         return self._split(queries), (self._split(keys), self._split(values))
 
@@ -51,7 +51,15 @@ class Attention(nn.Module):
 
         lengths: (B,) real queries of each row, where that matters: see ``is_apart``.
         """
-        return self.attend(self._split(self.q_proj(x)), source, mask, causal=causal, lengths=lengths)
+        return self.attend(self.queries(x), source, mask, causal=causal, lengths=lengths)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, L, width) to its queries, (B, H, L, K)."""
+        return self._split(self.q_proj(x))
+
+    def merged(self, heard: Tensor) -> Tensor:
+        """What the heads heard, (B, H, L, K), put together: (B, L, width)."""
+        return self.out_proj(heard.transpose(1, 2).flatten(2))
 
     def attend(
         self,
@@ -64,8 +72,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """The same from queries (B, H, L, K). A ``source`` of fewer rows is shared by neighbours."""
         if self.is_apart and lengths is not None and not causal:
-            heard = _row_by_row(queries, source, mask, lengths)
-            return self.out_proj(heard.transpose(1, 2).flatten(2))
+            return self.merged(_row_by_row(queries, source, mask, lengths))
         keys, values = source
         sharing = len(queries) // len(keys) if len(keys) else 1
         if sharing > 1:
@@ -73,7 +80,7 @@ class Attention(nn.Module):
         heard = F.scaled_dot_product_attention(queries, keys, values, mask, is_causal=causal)
         if sharing > 1:
             heard = heard.unflatten(2, (sharing, -1)).transpose(1, 2).flatten(0, 1)  # (B, H, L, K)
-        return self.out_proj(heard.transpose(1, 2).flatten(2))  # (B, L, width)
+        return self.merged(heard)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, K)
@@ -121,6 +128,12 @@ class Past:
             new = torch.cat((self.keys_values[0], new[0]), dim=2), torch.cat((self.keys_values[1], new[1]), dim=2)
         self.keys_values = new
         return new
+
+    def cut(self, length: int) -> None:
+        """Forget all but the first ``length`` places."""
+        if self.keys_values is not None:
+            keys, values = self.keys_values
+            self.keys_values = keys[:, :, :length], values[:, :, :length]
 
 
 class Block(nn.Module):

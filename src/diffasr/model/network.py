@@ -5,9 +5,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffasr.model.reread import Rereader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,11 @@ class Network(Protocol):
         lengths: (B,) canvas places that each row uses. previous: (B, L, V) logits of the step before
         (self-conditioning). hints: (B, L) the audio token at which CTC puts each place, -1 for none.
         """
+        ...
+
+    def rereader(self, cache: Cache) -> "Rereader | None":
+        """What reads texts again of which only the end has changed; None where that saves nothing: where places see
+        later ones, or on an accelerator, which reads a whole canvas at once."""
         ...
 
     def slots(self, speech: Speech) -> Tensor:

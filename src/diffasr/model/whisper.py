@@ -28,9 +28,12 @@ from diffasr.model.memory import Memory, chosen, silent
 from diffasr.model.network import Cache, Speech
 from diffasr.model.projector import Projector
 from diffasr.model.quantised import QuantisedTable
+from diffasr.model.reread import Rereader
 
 HANDICAP = 6.0
 """What a later place's attention score starts lower by, in nats."""
+BLIND = 100.0
+"""The handicap from which on nothing is left of a later place."""
 HEARD = 0.5
 """What a CTC label counts for when the language is to be found; less than 1, for neighbours say much the same."""
 PACE = 10.0
@@ -52,6 +55,12 @@ class Conditioning(nn.Module):
         nn.init.zeros_(self.own.weight)
         nn.init.zeros_(self.belief.weight)
         nn.init.zeros_(self.hint.weight)
+
+    @property
+    def has_no_say(self) -> bool:
+        """Whether its weights are zero."""
+        layers = (self.own, self.belief, self.hint)
+        return self.is_silent or not any(bool(layer.weight.any()) for layer in layers)
 
     def from_logits(self, logits: Tensor, embedding: Tensor) -> Tensor:
         """(B, L, V) logits to (B, L, D): the mean embedding under their distribution, normed and mapped."""
@@ -92,6 +101,11 @@ class WhisperDecoder(nn.Module):
         self.heads = heads
         self.joint: nn.Module | None = None
         """Keys and values of all layers in one product, where somebody has joined them: quantised.py."""
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether no head sees a later place, and no place is told more than the text."""
+        return self.conditioning.has_no_say and bool((HANDICAP - PACE * self.future >= BLIND - 0.1).all())
 
     def listen(self, frames: Tensor) -> list[KeysValues]:
         """Keys and values of (B, T, S) frames, a pair a layer: all that the decoder ever needs of them."""
@@ -275,6 +289,15 @@ class WhisperNetwork(nn.Module):
         x = x + F.pad(known, (0, 0, before, 0))
         hidden = decoder(x, cache.memory, before + lengths)[:, before:]
         return decoder.unembed(hidden)  # (B, L, V)
+
+    def rereader(self, cache: Cache) -> Rereader | None:
+        """See Network."""
+        if cache.audio.device.type != "cpu" or not self.decoder.is_blind:
+            return None
+        prefixes = self.prefixes[cache.languages]
+        if cache.context is not None:
+            prefixes = torch.cat((cache.context.expand(len(prefixes), -1), prefixes), dim=1)
+        return Rereader(self.decoder, prefixes, cache.memory)
 
     def ar_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
         """See Network."""
