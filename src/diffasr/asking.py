@@ -92,9 +92,8 @@ class Again:
             used = tokens[: self._lengths[row]]
             texts.append((row, used[: used.index(self._end)] if self._end in used else used))
         for (row, text), (first, logits) in zip(texts, self._reader.read(texts), strict=True):
-            told = self._told[row]
-            new = logits[: len(told) - first]  # a full canvas has no place behind its text
-            if len(new):
-                told[first : first + len(new)] = new
-            told[len(text) + 1 :] = self._sure
+            told, used = self._told[row], min(len(text) + 1, self._lengths[row])
+            if used > first:  # a full canvas has no place behind its text
+                told[first:used] = logits[: used - first]
+            told[used:] = self._sure
         return self._told if len(rows) == len(self._told) else self._told[rows]
