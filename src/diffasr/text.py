@@ -78,7 +78,6 @@ class Tokenizer:
         self.has_letters = letters > 0
         self.alphabet = self._alphabet(letters)
         self.blank = self.alphabet.index(self.end)
-        self._speller = self._short() if letters else backend
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, letters: int = 0) -> "Tokenizer":
@@ -99,12 +98,17 @@ class Tokenizer:
             *(i for i, t in short if sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in t) <= letters),
         ]
 
-    def _short(self) -> Backend:
-        """The same tokenizer, merging no further than the alphabet goes."""
+    @cached_property
+    def _speller(self) -> Backend:
+        """The same tokenizer, merging no further than the alphabet goes, and of no more tokens."""
+        if not self.has_letters:
+            return self.backend
         spec = json.loads(self.backend.to_str())
-        kept = {self.backend.id_to_token(i) for i in self.alphabet}
+        kept = {self.backend.id_to_token(i): i for i in self.alphabet}
+        special = {token.content: i for i, token in self.backend.get_added_tokens_decoder().items()}
+        spec["model"]["vocab"] = kept | special  # a special token that is not among the others gets another id
         pairs = [m.split(" ") if isinstance(m, str) else m for m in spec["model"]["merges"]]
-        spec["model"]["merges"] = [m for m in pairs if {m[0], m[1], m[0] + m[1]} <= kept]
+        spec["model"]["merges"] = [m for m in pairs if {m[0], m[1], m[0] + m[1]} <= kept.keys()]
         return Backend.from_str(json.dumps(spec))
 
     @cached_property
