@@ -78,6 +78,7 @@ class Tokenizer:
         self.has_letters = letters > 0
         self.alphabet = self._alphabet(letters)
         self.blank = self.alphabet.index(self.end)
+        self._speller = self._short() if letters else backend
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, letters: int = 0) -> "Tokenizer":
@@ -98,11 +99,8 @@ class Tokenizer:
             *(i for i, t in short if sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in t) <= letters),
         ]
 
-    @cached_property
-    def _speller(self) -> Backend:
+    def _short(self) -> Backend:
         """The same tokenizer, merging no further than the alphabet goes, and of no more tokens."""
-        if not self.has_letters:
-            return self.backend
         spec = json.loads(self.backend.to_str())
         kept = {self.backend.id_to_token(i): i for i in self.alphabet}
         special = {token.content: i for i, token in self.backend.get_added_tokens_decoder().items()}
