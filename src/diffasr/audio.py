@@ -18,16 +18,18 @@ from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-import av
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
-from av.container import InputContainer
 
 from diffasr.errors import AudioError, OptionError
+
+if TYPE_CHECKING:
+    from av import AudioFrame
+    from av.container import InputContainer
 
 Samples: TypeAlias = npt.NDArray[np.float32]
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | npt.NDArray[Any]
@@ -39,6 +41,8 @@ MAX_SECONDS = 6 * 3600.0
 WINDOW_SECONDS = 30.0
 
 _BLOCK_FRAMES = 16_384
+_FFT_FRAMES = 128
+"""Feature frames at a time: what a transform needs besides its result then stays in the processor's cache."""
 _RATES_HZ = range(1_000, 1_000_001)
 _MELS = range(1, 129)  # with 150, some triangles fall between two bins and stay empty
 _LOUDEST = 16.0  # honest float audio overshoots 1 by a little; integers stored as floats by thousands
@@ -106,8 +110,10 @@ def log_mel(audio: Samples, *, mels: int = 80, padded: bool = False) -> Samples:
     mirrored = np.pad(audio.astype(np.float64), fft_size // 2, mode="reflect")
     slices = np.lib.stride_tricks.sliding_window_view(mirrored, fft_size)[::hop][:frames]  # (frames, fft_size)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(fft_size) / fft_size)
-    spectrum = np.fft.rfft(slices * hann)  # (frames, bins)
-    power = spectrum.real**2 + spectrum.imag**2
+    power = np.empty((frames, fft_size // 2 + 1))  # (frames, bins)
+    for start in range(0, frames, _FFT_FRAMES):
+        spectrum = np.fft.rfft(slices[start : start + _FFT_FRAMES] * hann)
+        power[start : start + _FFT_FRAMES] = spectrum.real**2 + spectrum.imag**2
     loudness = np.log10(np.maximum(_mel_filters(mels, fft_size // 2 + 1) @ power.T, 1e-10))  # (mels, frames)
     scaled: Samples = ((np.maximum(loudness, loudness.max() - 8) + 4) / 4).astype(np.float32)
     return scaled
@@ -246,6 +252,8 @@ def _header_excess(log: str) -> float:
 
 
 def _av_blocks(file: BinaryIO, name: str) -> Iterator[_Block]:
+    import av  # 15 MB that most recordings do not need
+
     with _av_container(file, name) as container:
         track = container.streams.best("audio")
         if track is None:
@@ -263,7 +271,9 @@ def _av_blocks(file: BinaryIO, name: str) -> Iterator[_Block]:
             _check_length(name, end, container.duration / av.time_base)
 
 
-def _av_container(file: BinaryIO, name: str) -> InputContainer:
+def _av_container(file: BinaryIO, name: str) -> "InputContainer":
+    import av
+
     try:
         return av.open(_Reader(file), mode="r", options={"format_whitelist": _CONTAINERS}, metadata_errors="ignore")
     except av.FFmpegError as error:
@@ -273,7 +283,7 @@ def _av_container(file: BinaryIO, name: str) -> InputContainer:
         ) from error
 
 
-def _frame_block(frame: av.AudioFrame) -> _Block:
+def _frame_block(frame: "AudioFrame") -> _Block:
     samples = frame.to_ndarray()  # (C, n) planar, (1, n * C) packed
     columns = samples.T if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels)  # (n, C)
     return _mono(columns), frame.sample_rate

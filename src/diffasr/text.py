@@ -119,11 +119,13 @@ class Tokenizer:
         ]
 
     def _short(self) -> Backend:
-        """The same tokenizer, merging no further than the alphabet goes."""
+        """The same tokenizer, merging no further than the alphabet goes, and of no more tokens."""
         spec = json.loads(self.backend.to_str())
-        kept = {self.backend.id_to_token(i) for i in self.alphabet}
+        kept = {self.backend.id_to_token(i): i for i in self.alphabet}
+        special = {token.content: i for i, token in self.backend.get_added_tokens_decoder().items()}
+        spec["model"]["vocab"] = kept | special  # a special token that is not among the others gets another id
         pairs = [m.split(" ") if isinstance(m, str) else m for m in spec["model"]["merges"]]
-        spec["model"]["merges"] = [m for m in pairs if {m[0], m[1], m[0] + m[1]} <= kept]
+        spec["model"]["merges"] = [m for m in pairs if {m[0], m[1], m[0] + m[1]} <= kept.keys()]
         return Backend.from_str(json.dumps(spec))
 
     @cached_property

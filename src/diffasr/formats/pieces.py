@@ -12,8 +12,6 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from math import exp
 
-from wcwidth import wcswidth
-
 from diffasr.transcript import Segment, Transcript, Word
 
 Span = tuple[int, int]
@@ -35,6 +33,8 @@ class Piece:
     @cached_property
     def width(self) -> int:
         """Columns on the screen."""
+        from wcwidth import wcswidth  # its tables take a while to load, and plain text needs none
+
         return max(0, wcswidth(self.text))
 
 
