@@ -102,6 +102,7 @@ def write_shared(folder: Path) -> Path:
             rows.append(row | {"audio_filepath": str((SHARED / "speech" / row["audio_filepath"]).resolve())})
     assert not any(left.values())
     write_manifest(folder / "speech" / "train.jsonl", rows)
+    write_manifest(folder / "speech" / "dev.jsonl", rows[:2])
     hindi = (folder / "text" / "hi.txt").read_text(encoding="utf-8").split("\n")
     texts = [" ".join(line.split()[:2]) for line in hindi[:6]]
     (folder / "hums").mkdir()
@@ -211,13 +212,15 @@ def test_the_recipe_scaled_down_runs_to_a_transcript(tmp_path: Path, kind: str, 
             assert found[trend][1] < found[trend][0], found
 
     exported = tmp_path / "export"
-    prepare["export"](trained, exported, bare=True)
+    prepare["letters"](shared, work / "letters.safetensors")
+    prepare["export"](trained, exported, grams=work / "letters.safetensors", bare=True)
     assert {path.name for path in exported.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
     assert layout(exported) == layout(ROOT / "src" / "diffasr" / "assets" / "mini")
     before, after = (checkpoint.load(place).network.state_dict() for place in (trained, exported))
     name = "decoder.layers.0.fc1.weight"
     assert (before[name] - after[name]).abs().max() <= before[name].abs().max() / 127
     assert not after["decoder.conditioning.own.weight"].any()
+    assert checkpoint.load(exported).letters is not None
     result = load(str(exported)).transcribe(
         ROOT / "samples" / "en.opus", language="en", options=SamplingOptions(steps=2)
     )
