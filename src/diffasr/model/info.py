@@ -132,6 +132,9 @@ def summary(model: Model) -> str:
         lines += [f"  {name:18} {_parameters(part):>12,}" for name, part in parts.items()]
     lines.append(f"  {'all':18} {_parameters(network):>12,} parameters, norms and positions included")
     lines.append(f"  {model.tokenizer.size:,} tokens, languages {', '.join(LANGUAGES)}")
+    if model.letters is not None:
+        stored = sum(part.nbytes for part in model.letters.tensors)
+        lines.append(f"  model of letters: n-grams of up to {model.letters.order}, {stored / 1e6:.1f} MB")
     return "\n".join(lines)
 
 
