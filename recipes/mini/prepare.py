@@ -127,8 +127,9 @@ def blend(model: Path, start: Path, out: Path, *, encoder: float, decoder: float
 
 
 def export(model: Path, out: Path, *, grams: Path | None, bare: bool) -> None:
-    """Write the shipped form: int8, with the model of letters and what goes with it. ``bare``: with the conditioning block at zero, as before training, and later places
-    out of sight: CTC and the decoder then write a canvas together better (docs/log.md)."""
+    """Write the shipped form: int8, with the model of letters and what goes with it. ``bare``: with the conditioning
+    block at zero, as before training, and later places out of sight: CTC and the decoder then write a canvas together
+    better (docs/log.md)."""
     found = checkpoint.load(model)
     if bare:
         decoder = found.network.decoder

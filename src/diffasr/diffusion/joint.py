@@ -76,7 +76,7 @@ class Known:
 class Joint:
     """The text of one canvas, step by step."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         sound: Sound,
         spelling: Spelling,

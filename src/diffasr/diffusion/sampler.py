@@ -116,12 +116,9 @@ class SamplingOptions:
     """Of the random numbers. Same seed, same transcript."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise OptionError(f"steps must be at least 1, got {self.steps}")
-        if self.votes < 1:
-            raise OptionError(f"votes must be at least 1, got {self.votes}")
-        if self.beam < 0:
-            raise OptionError(f"beam must be a number of texts, or 0 for none, got {self.beam}")
+        for name, least in (("steps", 1), ("votes", 1), ("beam", 0)):
+            if getattr(self, name) < least:
+                raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.alternatives <= self.votes:
             raise OptionError(
                 f"alternatives are texts of the votes: ask for 0 to {self.votes} of them or for more votes, "

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {
-    "ctc": "#555555", "ctc_beam": "#999933", "ar": "#117733", "ar_ctc": "#44AA99", "diffusion": "#CC6677", "seeded": "#332288",
-    "vote": "#DDCC77", "whisper": "#88CCEE",
+    "ctc": "#555555", "ctc_beam": "#999933", "ar": "#117733", "ar_ctc": "#44AA99", "diffusion": "#CC6677",
+    "seeded": "#332288", "vote": "#DDCC77", "whisper": "#88CCEE",
 }  # fmt: skip
 STYLES = ("-", "--", ":", "-.")
 
