@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from diffasr.diffusion.beam import Beam, BeamOptions
 from diffasr.diffusion.ctc import Path, best_paths
 from diffasr.diffusion.lattice import Lattice, Sound
-from diffasr.diffusion.letters import LanguageLetters
+from diffasr.letters import LanguageLetters
 from diffasr.text import Spelling
 from diffasr.train.letters import build
 

@@ -8,7 +8,7 @@ from tokenizers import pre_tokenizers
 
 from diffasr.diffusion.fluency import Fluency, Fluent
 from diffasr.diffusion.lattice import Sound, both_ways
-from diffasr.diffusion.letters import LanguageLetters
+from diffasr.letters import LanguageLetters
 from diffasr.text import Spelling
 from diffasr.train.letters import build
 

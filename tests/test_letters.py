@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffasr.diffusion.letters import END, START, STEP, UNSEEN, Gram, LanguageLetters, Letters
 from diffasr.errors import ModelError
+from diffasr.letters import END, START, STEP, UNSEEN, Gram, LanguageLetters, Letters
 from diffasr.train.letters import THIN, build
 
 TEXTS = {

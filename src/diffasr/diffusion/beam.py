@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffasr.diffusion.ctc import Path
-from diffasr.diffusion.letters import END, START, LanguageLetters
+from diffasr.letters import END, START, LanguageLetters
 
 NEVER = -1e30
 LABELS = 8

@@ -7,7 +7,7 @@ beam search that wrote the first draft, so that all steps look for the same.
 from dataclasses import dataclass
 
 from diffasr.diffusion.lattice import Lattice
-from diffasr.diffusion.letters import END, START, LanguageLetters
+from diffasr.letters import END, START, LanguageLetters
 from diffasr.text import Spelling
 
 
