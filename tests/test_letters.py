@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffasr import letters as module
 from diffasr.errors import ModelError
 from diffasr.letters import END, START, STEP, UNSEEN, Gram, LanguageLetters, Letters
 from diffasr.train.letters import THIN, build
@@ -112,6 +113,16 @@ def test_a_text_is_its_letters_one_behind_the_other_and_its_end() -> None:
     assert ours.text(text) == pytest.approx(sum(ours.log_probability(row[:n], row[n]) for n in range(1, len(row))))
     assert math.isfinite(ours.text(NEVER_SEEN * 40))
     assert ours.text("") == ours.log_probability(START, END)
+
+
+def test_what_is_remembered_has_a_limit_and_forgetting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [model("en").text(line) for line in TEXTS["en"]]
+    monkeypatch.setattr(module, "REMEMBERED", 10)
+    forgetful = model("en")
+    for _ in range(2):
+        assert [forgetful.text(line) for line in TEXTS["en"]] == wanted
+        assert len(forgetful._known) <= 10
+        assert len(forgetful._contexts) <= 10
 
 
 @pytest.mark.parametrize(
