@@ -12,7 +12,7 @@ import diffasr
 SOURCE = Path(diffasr.__file__).parent
 TESTS = Path(__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-GROUND = {"errors", "audio", "text"}
+GROUND = {"errors", "audio", "text", "letters"}
 TOP = {"cli", "__main__", "__init__", "server", "batch"}
 
 

@@ -30,7 +30,7 @@ def paths(speech: Speech = row_alone(SPEECH, 1), **options: Any) -> list[list[in
     cache = MODEL.network.prefill(speech, None)
     again = torch.arange(len(speech.lengths)).repeat_interleave(options.get("votes", 1))
     cache = MODEL.network.select(cache, again)
-    return [path.tokens for path in ballot_paths(MODEL.tokenizer, cache, SamplingOptions(**options))]
+    return [path.tokens for path in ballot_paths(MODEL, cache, SamplingOptions(**options))]
 
 
 def test_the_best_path_comes_first_and_a_sample_is_drawn_for_all() -> None:

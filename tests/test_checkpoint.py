@@ -17,6 +17,7 @@ from diffasr.errors import ModelError, OptionError
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import FILES, Model, find, from_whisper, load, quantise, save, start_rows
 from diffasr.model.config import ModelConfig, ProjectorConfig
+from diffasr.train.letters import build as build_letters
 
 ROWS = [[i] for i in range(VOCABULARY)]
 
@@ -47,6 +48,40 @@ def test_a_model_comes_back_within_its_precision(model: Model, tmp_path: Path, p
             wrong = (after[name] - value).flatten(1).abs().amax(1)
             assert (wrong <= 0.501 * step + 1e-7).all(), name
     assert sorted(f.name for f in tmp_path.iterdir()) == sorted(FILES), "no half-written file stays"
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_model_of_letters_is_saved_with_the_model_where_there_is_one(
+    model: Model, tmp_path: Path, precision: Any
+) -> None:
+    letters = build_letters({"en": ["the cat"], "de": ["die katze"]}, order=3, least=1)
+    save(tmp_path, replace(model, letters=letters), precision=precision)
+    again = load(tmp_path)
+    assert again.letters is not None
+    assert all(torch.equal(a, b) for a, b in zip(again.letters.tensors, letters.tensors, strict=True))
+    assert again.letters.language("de").text("katze") == letters.language("de").text("katze")
+    assert again.network.state_dict().keys() == model.network.state_dict().keys()
+    save(tmp_path, model, precision=precision)
+    assert load(tmp_path).letters is None
+
+
+def test_a_part_of_a_model_of_letters_is_refused(model: Model, tmp_path: Path) -> None:
+    save(tmp_path, replace(model, letters=build_letters({"en": ["the cat"]}, order=2)))
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "letters.marks"}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"lacks letters\.marks"):
+        load(tmp_path)
+
+
+def test_caution_is_kept_in_the_config_and_was_none_before_there_was_any(model: Model) -> None:
+    careful = replace(model.config, caution={"hi": 0.8, "de": 1})
+    assert ModelConfig.from_json(careful.to_json()) == careful
+    fields = json.loads(careful.to_json())
+    assert fields.pop("caution") == {"hi": 0.8, "de": 1}
+    assert ModelConfig.from_json(json.dumps(fields)) == model.config
+    for wrong in (0.8, [0.8], {"hi": "much"}, {"hi": -0.1}, {"hi": True}, {"hi": float("inf")}, {"hi": float("nan")}):
+        with pytest.raises(ModelError, match=r"config\.json: caution is"):
+            ModelConfig.from_json(json.dumps(fields | {"caution": wrong}))
 
 
 def test_saving_replaces_what_was_there(folder: Path) -> None:

@@ -1,10 +1,15 @@
 """The decoder token by token, with CTC and without; and that joint writing on a canvas ends where that ends."""
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from conftest import MELS, VOCABULARY, WIDTH, random_model, random_speech, row_alone, tiny_tokenizer
 
-from diffasr.comparisons import ar_texts, ctc_texts, joint_rows
+from diffasr.comparisons import ar_texts, beam_texts, ctc_texts, joint_rows
 from diffasr.decode import decode
 from diffasr.diffusion import joint
 from diffasr.diffusion.sampler import SamplingOptions
@@ -12,13 +17,19 @@ from diffasr.errors import OptionError
 from diffasr.model.checkpoint import Model, build
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffasr.text import Tokenizer
+from diffasr.train.letters import build as build_letters
 
 LENGTHS = [61, 24, 96, 40]
 LANGUAGES = torch.tensor([0, 1, 2, 5])
+CODES = ["en", "de", "fr", "zh"]
+"""Of the four."""
+READS = build_letters({code: ["the cat sat", f"a {code} thing", "them and they"] for code in CODES}, order=4, least=1)
 
 
-def spelling_model(seed: int = 3, *, sees_right: bool = False) -> Model:
-    """A random network whose CTC spells with short labels; its decoder looks to the left alone, or to both sides."""
+def spelling_model(seed: int = 3, *, sees_right: bool = False, sharpness: float = 1.0) -> Model:
+    """A random network whose CTC spells with short labels; its decoder looks to the left alone, or to both sides.
+
+    sharpness: below 1, the denoiser is less sure, so that CTC is asked."""
     config = ModelConfig(
         name="tiny",
         encoder=EncoderConfig(mels=MELS, width=WIDTH, heads=2, layers=2, hidden=64),
@@ -28,19 +39,28 @@ def spelling_model(seed: int = 3, *, sees_right: bool = False) -> Model:
     tokenizer = Tokenizer(tiny_tokenizer().backend, letters=2)
     torch.manual_seed(seed)
     network = build(config, tokenizer).eval().requires_grad_(False)
+    network.decoder.layer_norm.weight.mul_(sharpness)
     if not sees_right:
         network.decoder.future.fill_(-100.0)
     return Model(network=network, tokenizer=tokenizer, config=config)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_canvas_ends_where_one_token_after_another_leads(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def reading_model(seed: int = 3, *, sees_right: bool = False, sharpness: float = 1.0) -> Model:
+    """The same, with a model of letters."""
+    return replace(spelling_model(seed, sees_right=sees_right, sharpness=sharpness), letters=READS)
+
+
+@pytest.mark.parametrize(("seed", "made"), [(0, spelling_model), (1, spelling_model), (2, reading_model)])
+def test_a_canvas_ends_where_one_token_after_another_leads(
+    seed: int, made: Callable[[int], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the denoiser sees the left alone, and every token is weighed."""
     monkeypatch.setattr(joint, "FEW", VOCABULARY)
+    monkeypatch.setattr(joint, "FAR", math.inf)
     monkeypatch.setattr(joint, "GROWTH", 1000)
-    model, speech = spelling_model(seed), random_speech(LENGTHS, seed)
+    model, speech = made(seed), random_speech(LENGTHS, seed)
     written = decode(model, speech, LANGUAGES, SamplingOptions(steps=250, accept="joint"))
-    wanted = ar_texts(model, speech, LANGUAGES, joint_weight=SamplingOptions().joint_weight)
+    wanted = ar_texts(model, speech, LANGUAGES, together=SamplingOptions())
     for heard, one, other in zip(ctc_texts(model, speech), written, wanted, strict=True):
         assert heard and one.steps < 250
         assert one.text == other
@@ -68,10 +88,57 @@ def test_auto_is_joint_where_ctc_spells_and_prefix_elsewhere() -> None:
 
 
 def test_the_weight_of_ctc_changes_the_text() -> None:
-    model, speech = spelling_model(), random_speech(LENGTHS)
+    model, speech = spelling_model(sharpness=0.1), random_speech(LENGTHS)
     plain = decode(model, speech, LANGUAGES, SamplingOptions(steps=2))
     other = decode(model, speech, LANGUAGES, SamplingOptions(steps=2, joint_weight=5.0))
     assert [d.text for d in plain] != [d.text for d in other]
+
+
+CHANGES = {
+    "beam": (0, 12),
+    "letter_weight": (0.0, 0.3, 3.0),
+    "letter_bonus": (0.0, 1.2, 5.0),
+    "caution": (0.0, 50.0),
+}
+
+
+def texts(model: Model, **options: Any) -> list[str]:
+    return [d.text for d in decode(model, random_speech(LENGTHS), LANGUAGES, SamplingOptions(steps=2, **options))]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_option_of_the_letters_changes_the_text(name: str) -> None:
+    model = reading_model(sharpness=0.1)
+    found = [texts(model, **{name: value}) for value in CHANGES[name]]
+    assert all(one != other for n, one in enumerate(found) for other in found[:n])
+
+
+def test_without_a_model_of_letters_its_options_change_nothing() -> None:
+    model = spelling_model(sharpness=0.1)
+    assert texts(model, beam=0, letter_weight=3.0, letter_bonus=5.0) == texts(model)
+    beamed = beam_texts(model, random_speech(LENGTHS), LANGUAGES, SamplingOptions())
+    assert beamed == ctc_texts(model, random_speech(LENGTHS))
+
+
+def test_a_canvas_starts_from_the_beam_but_not_where_it_starts_from_a_sample() -> None:
+    model, speech = reading_model(), random_speech(LENGTHS)
+
+    def starts(**options: Any) -> list[str]:
+        return beam_texts(model, speech, LANGUAGES, SamplingOptions(**options))
+
+    assert starts(beam=0) == ctc_texts(model, speech) != starts()
+    assert starts(beam=1) != starts(beam=0) != starts(beam=12) != starts(beam=1)
+    assert starts(start="sample", beam=0) == starts(start="sample") != starts()
+
+
+def test_caution_is_what_the_checkpoint_says_of_a_language_unless_one_is_asked_for() -> None:
+    model = spelling_model(sharpness=0.1)
+    careful = replace(model, config=replace(model.config, caution={"de": 50.0}))
+    bold, shy, found = texts(model, caution=0.0), texts(model, caution=50.0), texts(careful)
+    assert bold != shy
+    assert found == [bold[0], shy[1], bold[2], bold[3]]
+    assert bold[1] != shy[1]
+    assert texts(careful, caution=0.0) == bold == texts(model)
 
 
 def test_joint_writing_needs_labels_and_a_text_to_start_from() -> None:
@@ -81,12 +148,13 @@ def test_joint_writing_needs_labels_and_a_text_to_start_from() -> None:
     with pytest.raises(OptionError, match="noise"):
         decode(spelling_model(), speech, LANGUAGES[:1], SamplingOptions(accept="joint", start="noise"))
     with pytest.raises(OptionError, match="short labels"):
-        ar_texts(random_model(), speech, LANGUAGES[:1], joint_weight=0.4)
+        ar_texts(random_model(), speech, LANGUAGES[:1], together=SamplingOptions())
 
 
 def test_ctc_counts_token_by_token() -> None:
-    model, speech = spelling_model(), random_speech(LENGTHS)
-    assert ar_texts(model, speech, LANGUAGES, joint_weight=5.0) != ar_texts(model, speech, LANGUAGES)
+    model, speech = spelling_model(sharpness=0.1), random_speech(LENGTHS)
+    loud = SamplingOptions(joint_weight=5.0)
+    assert ar_texts(model, speech, LANGUAGES, together=loud) != ar_texts(model, speech, LANGUAGES)
     cache = model.network.prefill(speech, LANGUAGES)
-    rows = joint_rows(model, cache, weight=0.4)
+    rows = joint_rows(model, cache, loud)
     assert [row.forwards.sound.slots for row in rows] == cache.slots.tolist()

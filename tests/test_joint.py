@@ -10,9 +10,11 @@ import torch
 from conftest import tiny_tokenizer
 from torch import Tensor
 
-from diffasr.diffusion.joint import CALM, Joint, Opinion, opinions
+from diffasr.diffusion.fluency import Fluency
+from diffasr.diffusion.joint import CALM, FAR, Joint, Opinion, opinions
 from diffasr.diffusion.lattice import Sound
 from diffasr.text import Spelling, Tokenizer
+from diffasr.train.letters import build
 
 LETTERS = "abcdefghij"
 END = len(LETTERS)
@@ -111,8 +113,41 @@ def test_changes_far_apart_are_made_in_one_step(start: str, drafts: int) -> None
 
 def test_weight_decides_between_the_two() -> None:
     heard, knows = "abcd", "abed"
-    assert steps(joint(heard, weight=0.0), Writer(knows), "abcd")[-1] == knows
-    assert steps(joint(heard, weight=5.0), Writer(knows), "abcd")[-1] == heard
+    assert steps(joint(heard, weight=0.0), Writer(knows, sure=0.5), "abcd")[-1] == knows
+    assert steps(joint(heard, weight=5.0), Writer(knows, sure=0.5), "abcd")[-1] == heard
+
+
+def test_where_the_denoiser_is_sure_ctc_is_not_asked_even_for_what_stands_there() -> None:
+    heard, knows = "abcd", "abed"
+    for sure, text in ((0.5, heard), (0.9, knows)):
+        unlikely = math.log(sure) - math.log((1 - sure) / END)
+        assert (unlikely > FAR) == (text == knows)
+        assert steps(joint(heard, sure=0.99, weight=50.0), Writer(knows, sure=sure), heard)[-1] == text
+
+
+@pytest.mark.parametrize(("caution", "text"), [(0.0, "abed"), (0.1, "abed"), (2.0, "abcd")])
+def test_with_caution_a_change_asks_for_consent(caution: float, text: str) -> None:
+    """The denoiser gains by its letter what CTC, so much counted, loses or does not."""
+    writes = joint("abcd", sure=0.99, weight=0.1, caution=caution)
+    assert steps(writes, Writer("abed"), "abcd")[-1] == text
+
+
+def test_caution_lets_through_what_both_want() -> None:
+    assert steps(joint("abcd", caution=5.0), Writer("abcd"), "abgd")[-1] == "abcd"
+
+
+@pytest.mark.parametrize("reads", ["abcd", "abed"])
+@pytest.mark.parametrize("start", ["abcd", "abed", "abd"])
+def test_how_a_text_reads_decides_between_what_is_equally_heard_and_equally_likely(reads: str, start: str) -> None:
+    torn = np.logaddexp(sound("abcd").log_probs, sound("abed").log_probs) - np.float32(math.log(2))
+    known = build({"en": [reads]}, order=3, least=1).language("en")
+    fluency = Fluency(known, SPELLING, weight=0.3, bonus=1.2)
+    writes = Joint(Sound(torn, blank=0), SPELLING, end=END, weight=0.43, confidence=0.3, fluency=fluency)
+    tokens = ids(start)
+    for _ in range(6):
+        logits = torch.logaddexp(Writer("abcd")(tokens).log_softmax(-1), Writer("abed")(tokens).log_softmax(-1))
+        tokens = writes.step(tokens, opinions(logits, [*tokens, END]))
+    assert letters(tokens) == reads
 
 
 @pytest.mark.parametrize(("confidence", "drafts"), [(0.3, 2), (0.8, 3)])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,16 @@ import soundfile
 import torch
 from conftest import random_model
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.letters import Letters
 from diffasr.model import checkpoint
 from diffasr.text import LANGUAGES, PREFIX_TOKENS
 from diffasr.train import loop
+from diffasr.train.letters import build
 from diffasr.train.loop import train
 from diffasr.train.stages import Recipe, Stage
 from diffasr.transcribe import load
@@ -71,6 +75,44 @@ def test_a_blend_lies_between_what_was_known_and_what_was_learned(tmp_path: Path
         share = shares.get(loop.part_of(name), 1.0)
         torch.testing.assert_close(value, share * learned[name] + (1 - share) * start[name])
     assert {loop.part_of(name) for name in out} >= {"encoder", "decoder", "embedding", "projector", "conditioning"}
+
+
+LINES = {"en": ["the cat sat", "on the mat"], "de": ["die Katze saß", "auf der Matte"], "fr": ["le chat", "la souris"],
+         "es": ["el gato", "la mesa"], "hi": ["बिल्ली \u200dबैठी", "मेज़ पर"], "zh": ["猫坐在", "垫子上"]}  # fmt: skip
+
+
+def test_the_model_of_letters_has_never_read_the_dev_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor joiners, and letters are composed."""
+    (tmp_path / "text").mkdir()
+    (tmp_path / "speech").mkdir()
+    held_out = {"en": "a quick brown fox", "fr": "a\u0300 bientôt"}
+    for code, lines in LINES.items():
+        more = [held_out[code], ""] if code in held_out else []
+        (tmp_path / "text" / f"{code}.txt").write_text("\n".join(lines + more + ["  "]), encoding="utf-8")
+    rows = [{"audio_filepath": "x.wav", "duration": 1.0, "text": unicodedata.normalize("NFC", text), "lang": code}
+            for code, text in held_out.items()]  # fmt: skip
+    write_manifest(tmp_path / "speech" / "dev.jsonl", rows)
+    runpy.run_path(str(MINI / "prepare.py"))["letters"](tmp_path, tmp_path / "letters.safetensors")
+    assert "MB" in capsys.readouterr().out
+    made = Letters.from_state(load_file(tmp_path / "letters.safetensors"))
+    assert made is not None
+    wanted = build({code: [line.replace("\u200d", "") for line in lines] for code, lines in LINES.items()})
+    assert made.order == wanted.order
+    assert all(torch.equal(a, b) for a, b in zip(made.tensors, wanted.tensors, strict=True))
+
+
+def test_the_letters_are_shipped_with_the_model_and_the_caution_that_goes_with_them(tmp_path: Path) -> None:
+    prepare = runpy.run_path(str(MINI / "prepare.py"))
+    checkpoint.save(tmp_path / "model", random_model())
+    save_file(build(LINES, order=3).state(), tmp_path / "letters.safetensors")
+    for grams in (None, tmp_path / "letters.safetensors"):
+        prepare["export"](tmp_path / "model", tmp_path / "out", grams=grams, bare=False)
+        found = checkpoint.load(tmp_path / "out")
+        assert (found.letters is None) == (grams is None)
+        assert found.config.caution == ({} if grams is None else prepare["CAUTION"])
+    script = (MINI / "run").read_text(encoding="utf-8")
+    (written,) = re.findall(r"^prepare letters .*--out (\S+)$", script, re.MULTILINE)
+    assert re.findall(r"^prepare export .*--letters (\S+) ", script, re.MULTILINE) == [written]
 
 
 def test_the_two_scripts_speak_with_what_the_voices_script_installs() -> None:

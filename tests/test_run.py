@@ -100,9 +100,10 @@ def texts(rows: list[dict[str, Any]]) -> dict[Any, str]:
 
 
 def test_a_row_for_each_recording_system_and_seed(folder: Path, manifest: Path, tmp_path: Path) -> None:
-    rows = outcome(folder, manifest, tmp_path, decoders=("ctc", "ar", "diffusion", "seeded"), steps=(1, 2), seeds=2)
+    decoders = ("ctc", "ctc_beam", "ar", "diffusion", "seeded")
+    rows = outcome(folder, manifest, tmp_path, decoders=decoders, steps=(1, 2), seeds=2)
     counts = Counter((r["system"], r["seed"]) for r in rows)
-    wanted = [("ctc", None), ("ar", None), ("seeded-1", 0), ("seeded-2", 0)]
+    wanted = [("ctc", None), ("ctc_beam", None), ("ar", None), ("seeded-1", 0), ("seeded-2", 0)]
     wanted += [(f"diffusion-{steps}", seed) for steps in (1, 2) for seed in (0, 1)]
     assert counts == dict.fromkeys(wanted, 4)
     for row in rows:
@@ -114,6 +115,8 @@ def test_a_row_for_each_recording_system_and_seed(folder: Path, manifest: Path, 
         assert row["steps"] == (int(row["system"][-1]) if row["system"][-1].isdigit() else None)
         assert row["start"] == {"diffusion": "noise", "seeded": "ctc"}.get(row["decoder"])
     assert {r["reference"]: r["duration"] for r in rows} == {text: seconds for text, _, seconds in SAYS}
+    told = texts(rows)
+    assert all(told["ctc_beam", None, t] == told["ctc", None, t] for t, _, _ in SAYS), "without a model of letters"
 
 
 def test_rows_of_diffusion_tell_how_the_text_came_about(folder: Path, manifest: Path, tmp_path: Path) -> None:
@@ -285,6 +288,9 @@ def test_systems_are_named_by_what_sets_them_apart() -> None:
     assert found == [("ctc", None), ("diffusion-2", 0), ("diffusion-2", 1), ("diffusion-4", 0), ("diffusion-4", 1),
                      ("seeded-2", 0), ("seeded-4", 0)]  # fmt: skip
     assert System(name="a", decoder="ctc").definition() == {"decoder": "ctc", "options": {}, "baseline": "", "beam": 1}
+    beamed, together = systems(EvaluationOptions(decoders=("ctc_beam", "ar_ctc")))
+    assert beamed.together == together.together == SamplingOptions()
+    assert beamed.definition()["together"] == dataclasses.asdict(SamplingOptions())
     with pytest.raises(OptionError, match="both be called"):
         systems(EvaluationOptions(baselines=("whisper:/a/b/c", "whisper:/x/b/c")))
 
@@ -301,9 +307,10 @@ def test_each_combination_of_what_varies_is_a_system() -> None:
     assert "seeded-1 start=ctc votes=1" not in drawn, "nothing there is drawn at random"
     assert drawn["seeded-2 start=sample votes=3"] == SamplingOptions(steps=2, start="sample", votes=3, seed=1)
     kinds = (("ctc_weight", ("0.5",)), ("self_conditioning", ("true",)), ("accept", ("threshold",)))
+    kinds += (("caution", ("0.8",)),)
     (mixed,) = systems(EvaluationOptions(decoders=("vote",), steps=(1,), vary=kinds))
     assert mixed.options == SamplingOptions(
-        steps=1, votes=3, ctc_weight=0.5, self_conditioning=True, accept="threshold", seed=0
+        steps=1, votes=3, ctc_weight=0.5, self_conditioning=True, accept="threshold", caution=0.8, seed=0
     )
 
 
@@ -313,6 +320,7 @@ def test_each_combination_of_what_varies_is_a_system() -> None:
         (("steps", ("1",)), "vary takes values of start"),
         (("votes", ()), "'votes' with 0"),
         (("votes", ("x",)), "votes can't be 'x'"),
+        (("caution", ("none",)), "caution can't be 'none'"),
         (("self_conditioning", ("maybe",)), "self_conditioning can't be"),
         (("start", ("silence",)), "start can be"),
     ],

@@ -216,6 +216,7 @@ def test_every_option_changes_something(name: str) -> None:
 def test_no_option_is_forgotten() -> None:
     elsewhere = {"start", "seed_noise", "ctc_weight", "votes"}  # test_decode.py
     elsewhere |= {"confidence", "joint_weight"}  # test_joint.py
+    elsewhere |= {"caution", "beam", "letter_weight", "letter_bonus"}  # test_comparisons.py
     elsewhere |= {"threshold", "position_bias"}  # test_acceptance.py
     elsewhere |= {"guidance", "merge", "alternatives"}  # test_asking.py, test_ballots.py
     assert {f.name for f in fields(SamplingOptions)} == CHANGES.keys() | elsewhere
@@ -233,6 +234,11 @@ def test_no_option_is_forgotten() -> None:
         ("confidence", -0.1),
         ("confidence", 1.1),
         ("joint_weight", -1.0),
+        ("caution", -0.1),
+        ("caution", float("nan")),
+        ("beam", -1),
+        ("letter_weight", float("nan")),
+        ("letter_bonus", float("nan")),
         ("accept", "some"),
         ("seed_noise", -0.1),
         ("seed_noise", 1.1),

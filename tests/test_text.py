@@ -83,6 +83,19 @@ def test_spelling_adds_up_where_text_does_not(text: str, cut: int) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+def test_what_labels_and_tokens_write_adds_up_to_the_text_in_bytes(language: str) -> None:
+    path = Path(str(resources.files("diffasr"))) / "assets" / "mini" / "tokenizer.json"
+    short, text = Tokenizer.load(path, letters=2), unicodedata.normalize("NFC", SENTENCES[language])
+    spelling = short.spelling
+    assert spelling is not None
+    assert len(spelling.writings) == len(short.alphabet)
+    assert spelling.writings[short.blank] == b""
+    assert b"".join(spelling.writings[label] for label in short.pieces(text)) == text.encode()
+    assert b"".join(spelling.in_bytes(spelling.names[token]) for token in short.encode(text)) == text.encode()
+    assert b"".join(map(spelling.in_bytes, "".join(spelling.names[t] for t in short.encode(text)))) == text.encode()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_ctc_spells_with_short_labels_what_the_canvas_writes_in_whole_tokens(language: str) -> None:
     path = Path(str(resources.files("diffasr"))) / "assets" / "mini" / "tokenizer.json"
     short, text = Tokenizer.load(path, letters=2), SENTENCES[language]

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 
 from diffasr.audio import SAMPLE_RATE_HZ, load_audio
-from diffasr.diffusion.letters import Letters
+from diffasr.letters import Letters
 from diffasr.model import checkpoint
 from diffasr.model.whisper import BLIND, HANDICAP, PACE
 from diffasr.text import LANGUAGES, Tokenizer

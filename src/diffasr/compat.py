@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 from diffasr import SamplingOptions, Transcriber
 from diffasr.audio import Samples, Source, load_audio
@@ -26,5 +27,4 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu") -> tuple[Model, T
 
 def transcribe(wav: Source, model: Model, tok: Tokenizer, fe: FrontEnd, max_steps: int = 16) -> str:
     """The text of a recording; ``max_steps`` denoising steps a window at most."""
-    heard = Model(network=model.network, tokenizer=tok, config=model.config)
-    return Transcriber(heard).transcribe(fe(wav), options=SamplingOptions(steps=max_steps)).text
+    return Transcriber(replace(model, tokenizer=tok)).transcribe(fe(wav), options=SamplingOptions(steps=max_steps)).text

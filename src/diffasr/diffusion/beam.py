@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffasr.diffusion.ctc import Path
-from diffasr.diffusion.letters import END, START, LanguageLetters
+from diffasr.letters import END, START, LanguageLetters
 
 NEVER = -1e30
 LABELS = 5
@@ -85,10 +85,12 @@ class Beam:
                     text.over, text.heard = text.total + blank, NEVER
             else:
                 texts = self._kept(self._longer(texts, row, slot, blank))
-        ended = max(texts.values(), key=self._ended)
-        same = [text.total for text in texts.values() if text.letters == ended.letters]
-        labels, slots = _spelled(ended.trail)
-        return Path(labels, slots, float(np.logaddexp.reduce(same)))
+        ended: dict[str, list[_Text]] = {}
+        for text in texts.values():
+            ended.setdefault(text.letters, []).append(text)
+        spellings = max(ended.values(), key=self._ended)
+        labels, slots = _spelled(max(spellings, key=lambda text: text.total).trail)
+        return Path(labels, slots, _all_of(spellings))
 
     def _longer(
         self, texts: dict[tuple[str, bytes, int], _Text], row: NDArray[np.float32], slot: int, blank: float
@@ -143,9 +145,15 @@ class Beam:
         best = sorted(texts.items(), key=lambda item: item[1].total + item[1].fluent, reverse=True)
         return dict(best[: self._options.size])
 
-    def _ended(self, text: _Text) -> float:
-        row = START + text.letters
-        return text.total + text.fluent + self._options.weight * self._letters.log_probability(row, END)
+    def _ended(self, spellings: Sequence[_Text]) -> float:
+        """What a text is worth that ends here."""
+        text = spellings[0]
+        end = self._letters.log_probability(START + text.letters, END)
+        return _all_of(spellings) + text.fluent + self._options.weight * end
+
+
+def _all_of(spellings: Sequence[_Text]) -> float:
+    return float(np.logaddexp.reduce([text.total for text in spellings]))
 
 
 def _sum(one: float, other: float) -> float:

@@ -7,7 +7,7 @@ beam search that wrote the first draft, so that all steps look for the same.
 from dataclasses import dataclass
 
 from diffasr.diffusion.lattice import Lattice
-from diffasr.diffusion.letters import END, START, LanguageLetters
+from diffasr.letters import END, START, LanguageLetters
 from diffasr.text import Spelling
 
 
@@ -43,7 +43,7 @@ class Fluency:
         """Of ``text`` and then ``behind``: only what stands at the seam is looked up anew."""
         read = self._read(text)
         letters, sums = self._rest(behind)
-        if read.half or not read.letters or letters[:1] == "\ufffd":
+        if read.half or not read.letters or "\ufffd" in letters:  # half a letter is not worth what it is elsewhere
             return self.whole(text + behind)
         row, score = read.letters, read.score
         near = min(self._reach, len(letters))

@@ -153,11 +153,12 @@ def combinations(vary: Sequence[tuple[str, Sequence[str]]]) -> list[dict[str, An
 
 
 def _value(name: str, text: str) -> Any:
-    kind: type = type(_VARIED[name])
+    default = 0.0 if _VARIED[name] is None else _VARIED[name]
+    kind: type = type(default)
     try:
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError) as error:
-        raise OptionError(f"{name} can't be {text!r}: its values are like {_VARIED[name]!r}") from error
+        raise OptionError(f"{name} can't be {text!r}: its values are like {default!r}") from error
 
 
 def _is_drawn(options: SamplingOptions) -> bool:

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffasr.diffusion.letters import Letters
 from diffasr.errors import ModelError, OptionError
+from diffasr.letters import Letters
 from diffasr.model import hub, quantised
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffasr.model.encoder import WhisperEncoder

@@ -1,10 +1,10 @@
-"""Text in, a model of letters out: n-grams counted, smoothed, thinned out, packed. See ``diffusion.letters``."""
+"""Text in, a model of letters out: n-grams counted, smoothed, thinned out, packed. See ``letters``."""
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from diffasr.diffusion.letters import END, START, UNSEEN, Gram, Letters
+from diffasr.letters import END, START, UNSEEN, Gram, Letters
 
 ORDER = 7
 """Letters of the longest n-grams."""

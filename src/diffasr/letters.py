@@ -21,6 +21,8 @@ STEP = 1 / 16
 """Nats that one step of a stored number stands for."""
 UNSEEN = 8.0
 """Nats that a letter costs which no text had, beside what its context leaves to such letters."""
+REMEMBERED = 30_000
+"""Answers that are kept for when they are asked again: about a minute of speech, some 12 MB."""
 START, END = " ", "\n"
 """Written before the first letter of a text, and behind its last."""
 _LOAD = 0.75  # share of the table's places that are taken
@@ -48,7 +50,7 @@ class Letters:
         if order < 1 or not len(marks) or not marks.shape == shares.shape == rests.shape:
             raise ModelError(f"the model of letters has order {order} and {len(marks)} places: fetch it again")
         self.order, self.tensors = order, (marks, shares, rests)
-        self._marks = marks.numpy().view(np.uint16).data
+        self._marks = marks.numpy().view(np.uint16).data  # a memoryview: far quicker to read one number from
         self._shares, self._rests = shares.numpy().data, rests.numpy().data
         self._size = len(marks)
         self._languages: dict[str, LanguageLetters] = {}
@@ -68,7 +70,7 @@ class Letters:
         return cls(order, *map(torch.from_numpy, (marks.view(np.int16), shares, rests)))
 
     def language(self, code: str) -> "LanguageLetters":
-        """The model of one language; what was asked of it is remembered."""
+        """The model of one language; what was asked of it is remembered, up to a limit."""
         if code not in self._languages:
             self._languages[code] = LanguageLetters(self, code)
         return self._languages[code]
@@ -116,6 +118,9 @@ class LanguageLetters:
         behind = before[-self.reach :] if self.reach else ""
         found = self._known.get((behind, letter))
         if found is None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+                self._contexts.clear()
             found = self._known[behind, letter] = self._looked_up(behind, letter)
         return found
 
