@@ -73,15 +73,19 @@ def test_a_part_of_a_model_of_letters_is_refused(model: Model, tmp_path: Path) -
         load(tmp_path)
 
 
-def test_caution_is_kept_in_the_config_and_was_none_before_there_was_any(model: Model) -> None:
-    careful = replace(model.config, caution={"hi": 0.8, "de": 1})
+def test_settings_of_a_language_are_kept_in_the_config_and_were_none_before_there_were_any(model: Model) -> None:
+    settings = {"hi": {"caution": 0.8}, "zh": {"letter_weight": 0, "letter_bonus": 1.5}}
+    careful = replace(model.config, decoding=settings)
     assert ModelConfig.from_json(careful.to_json()) == careful
     fields = json.loads(careful.to_json())
-    assert fields.pop("caution") == {"hi": 0.8, "de": 1}
+    assert fields.pop("decoding") == settings
     assert ModelConfig.from_json(json.dumps(fields)) == model.config
-    for wrong in (0.8, [0.8], {"hi": "much"}, {"hi": -0.1}, {"hi": True}, {"hi": float("inf")}, {"hi": float("nan")}):
-        with pytest.raises(ModelError, match=r"config\.json: caution is"):
-            ModelConfig.from_json(json.dumps(fields | {"caution": wrong}))
+    for wrong in (0.8, [0.8], {"hi": 0.8}, {"hi": {"steps": 4}}):
+        with pytest.raises(ModelError, match=r"config\.json: decoding is"):
+            ModelConfig.from_json(json.dumps(fields | {"decoding": wrong}))
+    for number in ("much", -0.1, True, float("inf"), float("nan")):
+        with pytest.raises(ModelError, match=r"config\.json: decoding holds"):
+            ModelConfig.from_json(json.dumps(fields | {"decoding": {"hi": {"caution": number}}}))
 
 
 def test_saving_replaces_what_was_there(folder: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_canvas_starts_from_the_beam_but_not_where_it_starts_from_a_sample() -
 
 def test_caution_is_what_the_checkpoint_says_of_a_language_unless_one_is_asked_for() -> None:
     model = spelling_model(sharpness=0.1)
-    careful = replace(model, config=replace(model.config, caution={"de": 50.0}))
+    careful = replace(model, config=replace(model.config, decoding={"de": {"caution": 50.0}}))
     bold, shy, found = texts(model, caution=0.0), texts(model, caution=50.0), texts(careful)
     assert bold != shy
     assert found == [bold[0], shy[1], bold[2], bold[3]]

@@ -92,16 +92,18 @@ def test_the_model_of_letters_has_never_read_the_dev_set(tmp_path: Path, capsys:
     rows = [{"audio_filepath": "x.wav", "duration": 1.0, "text": unicodedata.normalize("NFC", text), "lang": code}
             for code, text in held_out.items()]  # fmt: skip
     write_manifest(tmp_path / "speech" / "dev.jsonl", rows)
+    write_manifest(tmp_path / "speech" / "train.jsonl", [*rows, rows[0] | {"text": "it purrs"}])
     runpy.run_path(str(MINI / "prepare.py"))["letters"](tmp_path, tmp_path / "letters.safetensors")
     assert "MB" in capsys.readouterr().out
     made = Letters.from_state(load_file(tmp_path / "letters.safetensors"))
     assert made is not None
-    wanted = build({code: [line.replace("\u200d", "") for line in lines] for code, lines in LINES.items()})
+    texts = LINES | {"en": [*LINES["en"], "it purrs"]}
+    wanted = build({code: [line.replace("\u200d", "") for line in lines] for code, lines in texts.items()})
     assert made.order == wanted.order
     assert all(torch.equal(a, b) for a, b in zip(made.tensors, wanted.tensors, strict=True))
 
 
-def test_the_letters_are_shipped_with_the_model_and_the_caution_that_goes_with_them(tmp_path: Path) -> None:
+def test_the_letters_are_shipped_with_the_model_and_the_settings_that_go_with_them(tmp_path: Path) -> None:
     prepare = runpy.run_path(str(MINI / "prepare.py"))
     checkpoint.save(tmp_path / "model", random_model())
     save_file(build(LINES, order=3).state(), tmp_path / "letters.safetensors")
@@ -109,7 +111,7 @@ def test_the_letters_are_shipped_with_the_model_and_the_caution_that_goes_with_t
         prepare["export"](tmp_path / "model", tmp_path / "out", grams=grams, bare=False)
         found = checkpoint.load(tmp_path / "out")
         assert (found.letters is None) == (grams is None)
-        assert found.config.caution == ({} if grams is None else prepare["CAUTION"])
+        assert found.config.decoding == ({} if grams is None else prepare["DECODING"])
     script = (MINI / "run").read_text(encoding="utf-8")
     (written,) = re.findall(r"^prepare letters .*--out (\S+)$", script, re.MULTILINE)
     assert re.findall(r"^prepare export .*--letters (\S+) ", script, re.MULTILINE) == [written]

@@ -11,6 +11,7 @@ from diffasr.diffusion.beam import Beam, BeamOptions
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.hotwords import Hotwords, put_in
 from diffasr.model.checkpoint import Model
+from diffasr.model.config import BY_LANGUAGE
 from diffasr.model.network import Cache
 from diffasr.text import LANGUAGES
 from diffasr.transcript import Alternative
@@ -65,9 +66,16 @@ def beam_of(model: Model, language: str, options: SamplingOptions) -> Beam | Non
     spelling = model.tokenizer.spelling
     if model.letters is None or spelling is None:
         return None
-    wanted = BeamOptions(size=options.beam, weight=options.letter_weight, bonus=options.letter_bonus)
+    weight, bonus = (told(model, options, name, language) for name in ("letter_weight", "letter_bonus"))
+    wanted = BeamOptions(size=options.beam, weight=weight, bonus=bonus)
     letters = model.letters.language(language)
     return Beam(spelling.writings, letters, wanted, blank=model.tokenizer.blank)
+
+
+def told(model: Model, options: SamplingOptions, name: str, language: str) -> float:
+    """One of the options that a checkpoint may set for a language."""
+    asked: float | None = getattr(options, name)
+    return model.config.decoding.get(language, {}).get(name, BY_LANGUAGE[name]) if asked is None else asked
 
 
 def alternatives(ballots: Sequence[Ballot], spoken: Sequence[Sequence[str]], most: int) -> tuple[Alternative, ...]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffasr.ballots import ballot_paths
+from diffasr.ballots import ballot_paths, told
 from diffasr.diffusion import ctc
 from diffasr.diffusion.fluency import Fluency
 from diffasr.diffusion.joint import Joint, opinions
@@ -70,8 +70,8 @@ def joint_rows(model: Model, cache: Cache, options: SamplingOptions) -> list[Joi
     for row, slots in enumerate(cache.slots.tolist()):
         code, fluency = codes[int(cache.languages[row])], None
         if model.letters is not None:
-            letters = model.letters.language(code)
-            fluency = Fluency(letters, spelling, weight=options.letter_weight, bonus=options.letter_bonus)
+            weight, bonus = (told(model, options, name, code) for name in ("letter_weight", "letter_bonus"))
+            fluency = Fluency(model.letters.language(code), spelling, weight=weight, bonus=bonus)
         joint.append(
             Joint(
                 Sound(cache.ctc[row, :slots].float().log_softmax(-1).cpu().numpy(), blank=tokenizer.blank),
@@ -79,7 +79,7 @@ def joint_rows(model: Model, cache: Cache, options: SamplingOptions) -> list[Joi
                 end=tokenizer.end,
                 weight=options.joint_weight,
                 confidence=options.confidence,
-                caution=model.config.caution.get(code, 0.0) if options.caution is None else options.caution,
+                caution=told(model, options, "caution", code),
                 fluency=fluency,
             )
         )

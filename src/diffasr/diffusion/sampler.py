@@ -80,14 +80,16 @@ class SamplingOptions:
     """With ``joint``: what CTC's log-probability counts for beside the denoiser's."""
     caution: float | None = None
     """With ``joint``: what CTC counts for beside the denoiser when a change is to be allowed: the more, the fewer. 0:
-    the first change of a step is made in any case. None: as the checkpoint says of the language."""
+    the first change of a step is made in any case. None: as the checkpoint says of the language, else 0."""
     beam: int = 8
     """With ``start`` from CTC and a checkpoint that has a model of letters: texts that are kept while the best one is
     looked for, which the canvas then starts from; 0: CTC's best path."""
-    letter_weight: float = 0.3
-    """What the model of letters counts for beside CTC: in the beam, and with ``joint`` in every step."""
-    letter_bonus: float = 1.2
-    """Nats that CTC is given for each letter, in the same places: alone it leaves letters out."""
+    letter_weight: float | None = None
+    """What the model of letters counts for beside CTC: in the beam, and with ``joint`` in every step. None: as the
+    checkpoint says of the language, else 0.3."""
+    letter_bonus: float | None = None
+    """Nats that CTC is given for each letter, in the same places: alone it leaves letters out. None: as the checkpoint
+    says of the language, else 1.2."""
     threshold: float = 0.9
     """Probability from which ``threshold`` accepts a token."""
     position_bias: float = 0.0

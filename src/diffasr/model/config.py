@@ -10,6 +10,9 @@ from diffasr.errors import ModelError
 
 T = TypeVar("T")
 
+BY_LANGUAGE = {"caution": 0.0, "letter_weight": 0.3, "letter_bonus": 1.2}
+"""Sampling options that a checkpoint may set for a language, and what they are where it does not."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -96,8 +99,8 @@ class ModelConfig:
     projector: ProjectorConfig
     decoder: DecoderConfig | GemmaConfig
     calibration: Calibration | None = None
-    caution: dict[str, float] = dataclasses.field(default_factory=dict)
-    """By language: ``SamplingOptions.caution`` where nothing else is asked for; 0 for those that are not named."""
+    decoding: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """By language: some of the sampling options (BY_LANGUAGE) that count where nothing else is asked for."""
 
     @property
     def backbone(self) -> Literal["whisper", "gemma"]:
@@ -124,7 +127,7 @@ class ModelConfig:
                 projector=_read(ProjectorConfig, fields["projector"]),
                 decoder=_read(kind, fields["decoder"]),
                 calibration=_read_calibration(fields.get("calibration")),
-                caution=_read_caution(fields.get("caution")),
+                decoding=_read_decoding(fields.get("decoding")),
             )
         except (json.JSONDecodeError, AttributeError) as error:
             raise ModelError(f"config.json is not JSON of a diffasr model: {error}") from error
@@ -147,12 +150,16 @@ def _read_calibration(fields: dict[str, Any] | None) -> Calibration | None:
     return Calibration(bias=fields["bias"], weights=dict(fields["weights"]))
 
 
-def _read_caution(fields: Any) -> dict[str, float]:
-    """None of it for a checkpoint that was made before there was any."""
-    found = {} if fields is None else fields
-    if not isinstance(found, dict) or not all(type(n) in (int, float) and 0 <= n < math.inf for n in found.values()):
-        raise ModelError(f"config.json: caution is {found!r}, not a number from 0 up for each language")
-    return dict(found)
+def _read_decoding(fields: Any) -> dict[str, dict[str, float]]:
+    """Nothing for a checkpoint that was made before there was any."""
+    found: Any = {} if fields is None else fields
+    settings = list(found.values()) if isinstance(found, dict) else [None]
+    if not all(isinstance(s, dict) and set(s) <= BY_LANGUAGE.keys() for s in settings):
+        raise ModelError(f"config.json: decoding is {found!r}, not {', '.join(BY_LANGUAGE)} of some languages")
+    numbers = [number for setting in found.values() for number in setting.values()]
+    if not all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers):
+        raise ModelError(f"config.json: decoding holds {numbers}, which are not all numbers from 0 up")
+    return {code: dict(setting) for code, setting in found.items()}
 
 
 def _read(kind: type[T], fields: dict[str, Any]) -> T:
