@@ -15,7 +15,7 @@ from diffasr.diffusion.ctc import Path
 from diffasr.letters import END, START, LanguageLetters
 
 NEVER = -1e30
-LABELS = 5
+LABELS = 8
 """Labels that are weighed in a slot, beside the blank."""
 LEAST = 5.0
 """Nats below the likeliest one at which a label is not weighed."""

@@ -81,7 +81,7 @@ class SamplingOptions:
     caution: float | None = None
     """With ``joint``: what CTC counts for beside the denoiser when a change is to be allowed: the more, the fewer. 0:
     the first change of a step is made in any case. None: as the checkpoint says of the language, else 0."""
-    beam: int = 8
+    beam: int = 12
     """With ``start`` from CTC and a checkpoint that has a model of letters: texts that are kept while the best one is
     looked for, which the canvas then starts from; 0: CTC's best path."""
     letter_weight: float | None = None
