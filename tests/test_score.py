@@ -19,6 +19,7 @@ from diffasr.evaluate.score import (
     character_errors,
     error_rates,
     paired_bootstrap,
+    paired_bootstrap_of_means,
     word_counts,
 )
 
@@ -243,3 +244,18 @@ def test_wrong_arguments_name_the_value(columns: tuple[list[int], ...]) -> None:
         call(*([] for _ in columns))
     with pytest.raises(OptionError, match="equally many"):
         call(*columns[:-1], [4, 4])
+
+
+def test_a_difference_of_means_counts_every_part_alike_however_long_it_is() -> None:
+    """One part alone is the plain test; a long part does not drown a short one; what is the same is no difference."""
+    errors, none, sizes = [3, 4, 2, 5, 3, 4], [0] * 6, [10] * 6
+    alone, plain = paired_bootstrap_of_means([(errors, none, sizes)]), paired_bootstrap(errors, none, sizes)
+    assert alone == plain
+    long = ([1] * 200, [2] * 200, [10] * 200)
+    both = paired_bootstrap_of_means([(errors, none, sizes), long])
+    assert both.value == pytest.approx((plain.value - 0.1) / 2)
+    assert both.low <= both.value <= both.high
+    pooled = paired_bootstrap(errors + long[0], none + long[1], sizes + long[2])
+    assert pooled.value < 0 < both.value
+    same = paired_bootstrap_of_means([(errors, errors, sizes), (long[0], long[0], long[2])])
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)

@@ -9,7 +9,7 @@ from diffasr.evaluate.folder import Row
 from diffasr.evaluate.normalise import normalise
 from diffasr.evaluate.page import table
 from diffasr.evaluate.score import character_counts
-from diffasr.evaluate.tally import ALL, paired, tally
+from diffasr.evaluate.tally import ALL, paired, paired_mean, tally
 from diffasr.text import LANGUAGES
 
 GAP = "∅"
@@ -36,6 +36,9 @@ def compare(rows: Sequence[Row], first: str, second: str, normaliser: str, *, mo
                 )
                 if found:
                     lines.append([code, label, *_cells(found)])
+        found = paired_mean(tallies.get((data, first), {}), tallies.get((data, second), {}))
+        if found:
+            lines.append(["mean", "CER", *_cells(found)])
         head = ["language", "measure", first, second, "difference", "95 %", "p", "recordings"]
         parts += [f"## {data}, in percent", table(head, lines)]
     parts += ["## Recordings that differ most", *_examples(chosen, first, second, normaliser, most)]

@@ -147,10 +147,30 @@ def paired_bootstrap(
 
     Each draw takes the same utterances for both; other arguments and errors are those of ``bootstrap``.
     """
-    ours, theirs, size = _table((first, second, sizes), groups, rounds)
+    return _difference(*_drawn_differences((first, second, sizes), groups, rounds, seed))
+
+
+def paired_bootstrap_of_means(
+    parts: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]], *, rounds: int = 1000, seed: int = 0
+) -> Difference:
+    """The same of the mean rate over several parts, such as languages: errors of both systems, and sizes, of each.
+
+    Utterances are drawn within each part, so that every part counts alike in every draw.
+    """
+    drawn = [_drawn_differences(part, None, rounds, seed + n) for n, part in enumerate(parts)]
+    return _difference(float(np.mean([value for value, _ in drawn])), np.mean([rates for _, rates in drawn], axis=0))
+
+
+def _drawn_differences(
+    columns: tuple[Sequence[int], Sequence[int], Sequence[int]], groups: Sequence[str] | None, rounds: int, seed: int
+) -> tuple[float, NDArray[np.float64]]:
+    ours, theirs, size = _table(columns, groups, rounds)
     table = np.stack([ours - theirs, size])
     value = float(table[0].sum() / table[-1].sum())
-    rates = _drawn_rates(table, value, rounds, seed)
+    return value, _drawn_rates(table, value, rounds, seed)
+
+
+def _difference(value: float, rates: NDArray[np.float64]) -> Difference:
     low, high = np.quantile(rates, TAILS)
     turned = float(np.mean(np.sign(value) * rates <= 0))
     return Difference(value=value, low=float(low), high=float(high), p=min(1.0, 2 * turned))

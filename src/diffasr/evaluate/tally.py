@@ -6,7 +6,14 @@ from typing import Any
 
 from diffasr.evaluate.folder import Row
 from diffasr.evaluate.normalise import normalise
-from diffasr.evaluate.score import Counts, bootstrap, character_counts, paired_bootstrap, word_counts
+from diffasr.evaluate.score import (
+    Counts,
+    bootstrap,
+    character_counts,
+    paired_bootstrap,
+    paired_bootstrap_of_means,
+    word_counts,
+)
 
 ALL = "all"
 """Stands for a language where all are pooled."""
@@ -77,14 +84,49 @@ def paired(
 
     measure: ``characters`` or ``words``.
     """
+    ours, theirs, scale = _both(first, second, language, measure)
+    if not sum(c.size for c in ours):
+        return None
+    pooled = [sum(counts, Counts()).rate for counts in (ours, theirs)]
+    found = paired_bootstrap(*_columns(ours, theirs, scale))
+    return {"first": pooled[0], "second": pooled[1], "difference": asdict(found), "recordings": len(ours)}
+
+
+def paired_mean(
+    first: Mapping[str, Tally], second: Mapping[str, Tally], *, measure: str = "characters"
+) -> dict[str, Any] | None:
+    """The same of the mean over languages; None where there are not at least two that count."""
+    languages = sorted({tally.language for name, tally in first.items() if name in second})
+    parts = [_both(first, second, code, measure) for code in languages]
+    parts = [part for part in parts if sum(c.size for c in part[0])]
+    if len(parts) < 2:
+        return None
+    rates = [
+        [sum(counts, Counts()).rate for counts in side] for side in zip(*(part[:2] for part in parts), strict=True)
+    ]
+    found = paired_bootstrap_of_means([_columns(*part) for part in parts])
+    means = [sum(side) / len(side) for side in rates]
+    count = sum(len(part[0]) for part in parts)
+    return {"first": means[0], "second": means[1], "difference": asdict(found), "recordings": count}
+
+
+def _both(
+    first: Mapping[str, Tally], second: Mapping[str, Tally], language: str, measure: str
+) -> tuple[list[Counts], list[Counts], tuple[int, int]]:
+    """Counts of the recordings that both systems wrote in all of their runs, and how many runs those are."""
     both = [(first[i], second[i]) for i in first if i in second and language in (ALL, first[i].language)]
     most = [max((pair[side].runs for pair in both), default=0) for side in (0, 1)]
     whole = [(a, b) for a, b in both if [a.runs, b.runs] == most]  # an interrupted run may lack a seed
     ours, theirs = ([getattr(pair[side], measure) for pair in whole] for side in (0, 1))
-    if not sum(c.size for c in ours):
-        return None
-    pooled = [sum(counts, Counts()).rate for counts in (ours, theirs)]
-    found = paired_bootstrap(
-        [c.errors * most[1] for c in ours], [c.errors * most[0] for c in theirs], [c.size * most[1] for c in ours]
+    return ours, theirs, (most[0], most[1])
+
+
+def _columns(
+    ours: Sequence[Counts], theirs: Sequence[Counts], runs: tuple[int, int]
+) -> tuple[list[int], list[int], list[int]]:
+    """Errors of both, each times the other's runs, and sizes."""
+    return (
+        [c.errors * runs[1] for c in ours],
+        [c.errors * runs[0] for c in theirs],
+        [c.size * runs[1] for c in ours],
     )
-    return {"first": pooled[0], "second": pooled[1], "difference": asdict(found), "recordings": len(whole)}
