@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from diffasr.audio import load_audio, log_mel
-from diffasr.decode import ar_texts
+from diffasr.comparisons import ar_texts
 from diffasr.evaluate.score import error_rates
 from diffasr.model import checkpoint
 from diffasr.model.network import Speech
