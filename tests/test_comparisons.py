@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import MELS, VOCABULARY, WIDTH, random_model, random_speech, row_alone, tiny_tokenizer
 
+from diffasr.ballots import ballot_paths
 from diffasr.comparisons import ar_texts, beam_texts, ctc_texts, joint_rows
 from diffasr.decode import decode
 from diffasr.diffusion import joint
@@ -158,3 +159,16 @@ def test_ctc_counts_token_by_token() -> None:
     cache = model.network.prefill(speech, LANGUAGES)
     rows = joint_rows(model, cache, loud)
     assert [row.forwards.sound.slots for row in rows] == cache.slots.tolist()
+
+
+def test_where_ctc_hears_nothing_the_beam_is_not_asked() -> None:
+    """A bonus for each letter would make a word of noise."""
+    model, speech = reading_model(), random_speech(LENGTHS)
+    cache = model.network.prefill(speech, LANGUAGES)
+    logits = torch.zeros_like(cache.ctc)
+    logits[:, :, model.tokenizer.blank] = 0.5
+    silent = replace(cache, ctc=logits)
+    wanted = SamplingOptions(letter_bonus=50.0)
+    assert [path.tokens for path in ballot_paths(model, silent, wanted)] == [[]] * len(LENGTHS)
+    logits[0, 1, model.tokenizer.blank] = -1.0
+    assert ballot_paths(model, silent, wanted)[0].tokens

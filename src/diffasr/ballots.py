@@ -36,9 +36,10 @@ def ballot_paths(
 ) -> list[ctc.Path]:
     """What CTC heard in each row of ``cache``, of which ``options.votes`` in a row are one window.
 
-    It is CTC's best path, or the best text of a beam where the checkpoint has a model of letters. The first of a window
-    takes CTC's logits as they are, the others with noise on them. Where the options start from a sample, every row
-    takes one of CTC's posterior. No draw depends on a neighbour. ``hotwords`` take the place of what sounds like them.
+    It is CTC's best path, or the best text of a beam where the checkpoint has a model of letters and that path is not
+    empty. The first of a window takes CTC's logits as they are, the others with noise on them. Where the options start
+    from a sample, every row takes one of CTC's posterior. No draw depends on a neighbour. ``hotwords`` take the place
+    of what sounds like them.
     """
     tokenizer = model.tokenizer
     paths, codes = list[ctc.Path](), list(LANGUAGES)
@@ -53,10 +54,10 @@ def ballot_paths(
             logits = ctc.sampled(logits.float().cpu(), generator=dice)
         elif number:
             logits = ctc.blurred(logits.float().cpu(), most=1.0, generator=dice)
-        if options.start == "ctc" and options.beam > 0 and (found := beam_of(model, language, options)):
+        (best,) = ctc.best_paths(logits, cache.slots[row : row + 1], blank=tokenizer.blank)
+        is_heard = bool(best.tokens)  # with a bonus for each letter a beam would write a word of noise
+        if is_heard and options.start == "ctc" and options.beam > 0 and (found := beam_of(model, language, options)):
             best = found.best(logits[0].float().log_softmax(-1).cpu().numpy())
-        else:
-            (best,) = ctc.best_paths(logits, cache.slots[row : row + 1], blank=tokenizer.blank)
         paths.append(ctc.in_tokens(best if mended is None else mended(best), tokenizer.joined))
     return paths
 
