@@ -133,7 +133,8 @@ def measure(args: argparse.Namespace, device: torch.device) -> tuple[float, floa
         recompute_(network)
     rates = {"projector": 1e-4, "lora": 1e-4} | ({} if is_gemma else {"conditioning": 1e-4})
     stage = Stage(name="benchmark", steps=1, rates=rates, ctc=0.3, ar=1.0, draft_share=0.5, slack=0)
-    parameters, optimiser = _prepare(network, stage, 0)
+    optimiser = _prepare(network, stage, 0)
+    parameters = optimiser.parameters
     batch = batch_of(ears, tokenizer, args, device)
 
     def step(number: int) -> None:
@@ -143,7 +144,7 @@ def measure(args: argparse.Namespace, device: torch.device) -> tuple[float, floa
         torch.stack(list(parts.values())).sum().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
 

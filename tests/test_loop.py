@@ -70,7 +70,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_a_run_that_was_stopped_equals_one_that_was_not(
     init: Path, store: FeatureStore, tmp_path: Path, stops: list[int]
 ) -> None:
-    plan = recipe(init, store, stage(CTC, 4), stage(DENOISE, 4, mask=0.5), stage(LORA, 3))
+    plan = recipe(init, store, stage(CTC, 4, muon=True), stage(DENOISE, 4, mask=0.5), stage(LORA, 3))
     torch.manual_seed(1)
     whole = train(plan, tmp_path / "whole")
     for number, steps in enumerate(stops):

@@ -188,7 +188,6 @@ def _gathered(folder: Path) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile() as file:
         dcp_to_torch_save(folder, file.name)
         saved: dict[str, Any] = torch.load(file.name, weights_only=True, map_location="cpu")
-    optimiser = saved["optimiser"]
-    if optimiser is not None:  # numbers have become words
+    for optimiser in saved["optimiser"] or ():  # numbers have become words
         optimiser["state"] = {int(number): held for number, held in optimiser["state"].items()}
     return saved

@@ -30,6 +30,7 @@ from diffasr.train.buckets import Buckets
 from diffasr.train.data import FeatureStore, Item, deal, deal_buckets, read_items
 from diffasr.train.distributed import Step, Team, load_state, recompute_, save_state, spread_
 from diffasr.train.lora import add_lora, merge_lora
+from diffasr.train.optimiser import Optimiser
 from diffasr.train.recordings import Recordings, joined
 from diffasr.train.stages import Recipe, Stage
 from diffasr.train.start import start
@@ -103,7 +104,8 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
     for number, stage in enumerate(recipe.stages):
         if number < place.stage:
             continue
-        parameters, optimiser = _prepare(network, stage, recipe.seed)
+        optimiser = _prepare(network, stage, recipe.seed)
+        parameters = optimiser.parameters
         average = [p.detach().clone() for p in parameters]
         if saved is not None:
             network.load_state_dict(saved["network"], strict=False)
@@ -124,7 +126,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
             while place.progress(stage) < 1:
                 started = time.perf_counter()
                 rate = _set_rates(optimiser, stage, place)
-                optimiser.zero_grad(set_to_none=True)
+                optimiser.zero_grad()
                 told: dict[str, float] = {}
                 rows, waited = 0, 0.0
                 for turn in range(stage.batches):
@@ -211,24 +213,23 @@ def _recordings(manifest: Path | str, augment: Augment, model: Model) -> Recordi
     return Recordings(manifest, augment, mels=ears.mels, whole=ears.mode == "whole")
 
 
-def _prepare(network: nn.Module, stage: Stage, seed: int) -> tuple[list[nn.Parameter], torch.optim.AdamW]:
-    """Thaw what the stage trains; one optimiser group a part, in the order of the parts' names."""
+def _prepare(network: nn.Module, stage: Stage, seed: int) -> Optimiser:
+    """Thaw what the stage trains."""
     network.requires_grad_(False)
     if "lora" in stage.rates:
         with torch.random.fork_rng(devices=[]):  # adapters start from torch's own dice
             torch.manual_seed(seed)
             add_lora(network, stage.lora_rank)
-    groups = []
-    for part, rate in sorted(stage.rates.items()):
+    parts = {}
+    for part in sorted(stage.rates):
         chosen = [p for name, p in network.named_parameters() if part_of(name) == part]
         if part == "encoder":
             chosen = last_layers(network, stage.encoder_layers)
         for parameter in chosen:
             parameter.data = parameter.data.float()  # a step is too small for bfloat16 to see
             parameter.requires_grad_(True)
-        groups.append({"params": chosen, "peak": rate, "lr": rate})
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=stage.weight_decay, fused=True)
-    return [p for g in optimiser.param_groups for p in g["params"]], optimiser
+        parts[part] = chosen
+    return Optimiser(parts, stage.rates, decay=stage.weight_decay, muon=stage.muon)
 
 
 def last_layers(network: nn.Module, count: int) -> list[nn.Parameter]:
@@ -250,7 +251,7 @@ def part_of(name: str) -> str:
     return first if first in ("encoder", "projector") else "frozen"
 
 
-def _set_rates(optimiser: torch.optim.AdamW, stage: Stage, place: Place) -> float:
+def _set_rates(optimiser: Optimiser, stage: Stage, place: Place) -> float:
     """Linear warm-up, then a cosine; returns the share of the peak."""
     if place.step < stage.warmup:
         share = (place.step + 1) / stage.warmup
@@ -327,7 +328,7 @@ def _look(model: Model, dev: FeatureStore | Recordings, numbers: Sequence[int], 
 def _state(
     network: nn.Module,
     recipe: Recipe,
-    optimiser: torch.optim.Optimizer | None,
+    optimiser: Optimiser | None,
     average: Iterable[Tensor],
     place: Place,
 ) -> dict[str, Any]:

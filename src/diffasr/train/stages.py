@@ -88,6 +88,8 @@ class Stage:
     clip: float = 1.0
     """Largest gradient norm."""
     weight_decay: float = 0.01
+    muon: bool = False
+    """Muon instead of AdamW for the matrices of encoder, projector and decoder; the rates stay. See optimiser.py."""
     lora_rank: int = 16
     """Of the adapters, when ``rates`` has lora."""
 
