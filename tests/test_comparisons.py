@@ -132,14 +132,16 @@ def test_a_canvas_starts_from_the_beam_but_not_where_it_starts_from_a_sample() -
     assert starts(start="sample", beam=0) == starts(start="sample") != starts()
 
 
-def test_caution_is_what_the_checkpoint_says_of_a_language_unless_one_is_asked_for() -> None:
+@pytest.mark.parametrize(("name", "usual", "other"), [("caution", 0.0, 50.0), ("joint_weight", 0.43, 5.0)])
+def test_an_option_is_what_the_checkpoint_says_of_a_language_unless_it_is_asked_for(
+    name: str, usual: float, other: float
+) -> None:
     model = spelling_model(sharpness=0.1)
-    careful = replace(model, config=replace(model.config, decoding={"de": {"caution": 50.0}}))
-    bold, shy, found = texts(model, caution=0.0), texts(model, caution=50.0), texts(careful)
-    assert bold != shy
-    assert found == [bold[0], shy[1], bold[2], bold[3]]
-    assert bold[1] != shy[1]
-    assert texts(careful, caution=0.0) == bold == texts(model)
+    special = replace(model, config=replace(model.config, decoding={"de": {name: other}}))
+    plain, changed, found = texts(model, **{name: usual}), texts(model, **{name: other}), texts(special)
+    assert found == [plain[0], changed[1], plain[2], plain[3]]
+    assert plain[1] != changed[1]
+    assert texts(special, **{name: usual}) == plain == texts(model)
 
 
 def test_joint_writing_needs_labels_and_a_text_to_start_from() -> None:

@@ -196,9 +196,9 @@ def test_the_comparisons_write_the_same() -> None:
         model.network.decoder.embed_tokens.weight[-len(SPECIALS) :] *= 0.1  # or it would say what it last read: no text
     card, there = on_card(model), moved(speech)
     assert ctc_texts(card, there) == ctc_texts(model, speech)
-    for weight in (0.0, 0.43):
-        texts = ar_texts(model, speech, LANGUAGES, most=12, joint_weight=weight)
-        assert ar_texts(card, there, LANGUAGES, most=12, joint_weight=weight) == texts and any(texts)
+    for together in (None, SamplingOptions()):
+        texts = ar_texts(model, speech, LANGUAGES, most=12, together=together)
+        assert ar_texts(card, there, LANGUAGES, most=12, together=together) == texts and any(texts)
 
 
 @pytest.mark.parametrize("window", [ROOMY, TIGHT])

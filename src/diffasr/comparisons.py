@@ -77,7 +77,7 @@ def joint_rows(model: Model, cache: Cache, options: SamplingOptions) -> list[Joi
                 Sound(cache.ctc[row, :slots].float().log_softmax(-1).cpu().numpy(), blank=tokenizer.blank),
                 spelling,
                 end=tokenizer.end,
-                weight=options.joint_weight,
+                weight=told(model, options, "joint_weight", code),
                 confidence=options.confidence,
                 caution=told(model, options, "caution", code),
                 fluency=fluency,

@@ -76,8 +76,9 @@ class SamplingOptions:
     the first place that the model changed, that one included; what follows is renewed. ``entropy``: the surest places,
     within the bound. ``threshold``: every place whose token is at least so likely, and the likeliest. ``all``: every
     place, as in plain refinement. ``auto``: ``joint`` from CTC's text where CTC has short labels, else ``prefix``."""
-    joint_weight: float = 0.43
-    """With ``joint``: what CTC's log-probability counts for beside the denoiser's."""
+    joint_weight: float | None = None
+    """With ``joint``: what CTC's log-probability counts for beside the denoiser's. None: as the checkpoint says of the
+    language, else 0.43."""
     caution: float | None = None
     """With ``joint``: what CTC counts for beside the denoiser when a change is to be allowed: the more, the fewer. 0:
     the first change of a step is made in any case. None: as the checkpoint says of the language, else 0."""
