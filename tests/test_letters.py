@@ -121,7 +121,7 @@ def test_what_is_remembered_has_a_limit_and_forgetting_changes_nothing(monkeypat
     forgetful = model("en")
     for _ in range(2):
         assert [forgetful.text(line) for line in TEXTS["en"]] == wanted
-        assert len(forgetful._known) <= 10
+        assert sum(len(context.known) for context in forgetful._contexts.values()) <= 10
         assert len(forgetful._contexts) <= 10
 
 
