@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from heapq import heappush, heappushpop
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +33,7 @@ class BeamOptions:
     size: int
     """Texts that are kept from slot to slot."""
     weight: float
-    """What the model of letters counts for beside CTC."""
+    """What the model of letters counts for beside CTC; at least 0."""
     bonus: float
     """Nats that each letter is worth."""
 
@@ -48,7 +50,9 @@ class _Read:
     half: bytes
     """Of a letter that is not whole yet."""
     fluent: float
-    """What the model of letters says of it, weighed, bonus included."""
+    """What the model of letters says of it, weighed, bonus included: no more than this while some are unasked."""
+    unasked: int = 0
+    """Letters at its end that are taken for certain as yet."""
     longer: "dict[int, _Read]" = field(default_factory=dict)
     """With a label more, of those that were met."""
 
@@ -131,25 +135,34 @@ class Beam:
         added = added if read.letters else added.lstrip(START)
         found = self._reads.get((read.letters + added, half))
         if found is None:
-            fluent = read.fluent + self._fluent(read.letters, added)
-            found = self._reads[read.letters + added, half] = _Read(read.letters + added, half, fluent)
+            most = read.fluent + self._options.bonus * len(added)
+            found = self._reads[read.letters + added, half] = _Read(read.letters + added, half, most, len(added))
         if found is not read:  # a space before all letters
             read.longer[label] = found
         return found
 
-    def _fluent(self, before: str, added: str) -> float:
-        """What letters are worth behind others."""
-        row, score = START + before, 0.0
-        for letter in added:
-            score += self._letters.log_probability(row, letter)
-            row += letter
-        return self._options.weight * score + self._options.bonus * len(added)
+    def _ask(self, read: _Read) -> None:
+        """Read its last letters."""
+        score, size = 0.0, len(read.letters)
+        row = START + read.letters
+        for place in range(size - read.unasked + 1, size + 1):
+            score += self._letters.log_probability(row[:place], row[place])
+        read.fluent, read.unasked = read.fluent + self._options.weight * score, 0
 
     def _kept(self, texts: _Texts) -> list[_Text]:
+        """The best; those that would not be among them if all their letters were certain are not read for it."""
         for text in texts.values():
             text.total = _sum(text.heard, text.over)
-        best = sorted(texts.values(), key=lambda text: text.total + text.read.fluent, reverse=True)
-        return best[: self._options.size]
+        size, best = self._options.size, list[float]()
+        hopes = [(text.total + text.read.fluent, text) for text in texts.values()]
+        for hope, text in sorted(hopes, key=itemgetter(0), reverse=True):
+            if len(best) == size and hope < best[0]:
+                break
+            if text.read.unasked:
+                self._ask(text.read)
+            (heappush if len(best) < size else heappushpop)(best, text.total + text.read.fluent)
+        read = [text for text in texts.values() if not text.read.unasked]
+        return sorted(read, key=lambda text: text.total + text.read.fluent, reverse=True)[:size]
 
     def _ended(self, spellings: Sequence[_Text]) -> float:
         """What a text is worth that ends here."""
