@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from diffasr.diffusion.beam import Beam, BeamOptions
+from diffasr.diffusion.beam import Beam, BeamOptions, _Text, _Texts
 from diffasr.diffusion.ctc import Path, best_paths
 from diffasr.diffusion.lattice import Lattice, Sound
 from diffasr.letters import LanguageLetters
@@ -172,3 +173,27 @@ def test_the_number_of_a_label_has_no_say() -> None:
         assert [order[label] for label in mixed.tokens] == plain.tokens
         assert mixed.slots == plain.slots
         assert mixed.log_probability == pytest.approx(plain.log_probability, abs=1e-6)
+
+
+def all_read(beam: Beam, texts: _Texts) -> list[_Text]:
+    """The best, each text read to its end."""
+    for text in texts.values():
+        text.total = float(np.logaddexp(text.heard, text.over))
+        beam._ask(text.read)
+    return sorted(texts.values(), key=lambda text: -text.total - text.read.fluent)[: beam._options.size]
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_what_is_not_read_could_not_have_stayed(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> list[Path]:
+        return [best(DOUBLE, p, known, size=size, weight=0.9, bonus=0.7) for p in posteriors]
+
+    known, posteriors = letters("abab", "bba", "ba"), [posterior(20, 4, seed, spread=0.5) for seed in range(8)]
+    asked = MagicMock(wraps=known.log_probability)
+    monkeypatch.setattr(known, "log_probability", asked)
+    some, few = found(), asked.call_count
+    monkeypatch.setattr(Beam, "_kept", all_read)
+    for one, other in zip(some, found(), strict=True):
+        assert (one.tokens, one.slots) == (other.tokens, other.slots)
+        assert one.log_probability == pytest.approx(other.log_probability, abs=1e-9)
+    assert few < asked.call_count - few

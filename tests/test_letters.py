@@ -1,7 +1,9 @@
 """Laws of the model of letters: it is a distribution, and Witten and Bell's, however it is packed."""
 
+import binascii
 import itertools
 import math
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -121,7 +123,7 @@ def test_what_is_remembered_has_a_limit_and_forgetting_changes_nothing(monkeypat
     forgetful = model("en")
     for _ in range(2):
         assert [forgetful.text(line) for line in TEXTS["en"]] == wanted
-        assert len(forgetful._known) <= 10
+        assert sum(len(context.known) for context in forgetful._contexts.values()) <= 10
         assert len(forgetful._contexts) <= 10
 
 
@@ -169,3 +171,12 @@ def test_a_full_table_finds_what_is_in_it_and_seldom_what_is_not() -> None:
     assert strangers <= 4
     (far,) = [Letters.packed(1, [("en", "a", Gram(-99.0, -99.0))], 1).find("en", "a")]
     assert far == Gram(-255 * STEP, -255 * STEP), "what is too small to be stored is as small as can be"
+
+
+@pytest.mark.parametrize("letters", ["", "a", "é", "यह ", "猫坐", "the cat"])
+def test_an_n_gram_lies_where_files_have_it(letters: str) -> None:
+    """Its place and its mark are hashes of its whole name."""
+    table, name = Letters.packed(7, [("fr", letters, Gram(-1.0, -2.0))], 20), f"fr:{letters}".encode()
+    place = zlib.crc32(name) % len(table.tensors[0])
+    assert table.tensors[0].nonzero().tolist() == [[place]]
+    assert int(table.tensors[0][place]) & 0xFFFF == (binascii.crc_hqx(name, 0) or 1)

@@ -6,10 +6,10 @@ of 16 bits in place of each n-gram's letters, so that one that was never seen is
 thousand lookups. Numbers are natural logarithms, in sixteenths of a nat.
 """
 
-import zlib
 from binascii import crc_hqx
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -62,10 +62,11 @@ class Letters:
         marks, shares, rests = np.zeros(size, np.uint16), np.zeros(size, np.uint8), np.zeros(size, np.uint8)
         places, written, left = marks.data, shares.data, rests.data
         for language, letters, gram in grams:
-            place, mark = _place_of(language, letters, size)
+            crc, mark = _hashes(letters, _hashes(f"{language}:"))
+            place = crc % size
             while places[place]:
                 place = (place + 1) % size
-            places[place] = mark
+            places[place] = mark or 1
             written[place], left[place] = _stored(gram.share), _stored(gram.rest)
         return cls(order, *map(torch.from_numpy, (marks.view(np.int16), shares, rests)))
 
@@ -77,12 +78,26 @@ class Letters:
 
     def find(self, language: str, letters: str) -> Gram | None:
         """What is stored of an n-gram."""
-        place, mark = _place_of(language, letters, self._size)
-        while (there := self._marks[place]) != mark:
+        place = self.place(*_hashes(letters, _hashes(f"{language}:")))
+        return None if place is None else Gram(self.share(place), self.rest(place))
+
+    def place(self, crc: int, mark: int) -> int | None:
+        """Where the n-gram with these hashes lies."""
+        marks, size, mark = self._marks, self._size, mark or 1
+        place = crc % size
+        while (there := marks[place]) != mark:
             if not there:
                 return None
-            place = (place + 1) % self._size
-        return Gram(-STEP * self._shares[place], -STEP * self._rests[place])
+            place = (place + 1) % size
+        return place
+
+    def share(self, place: int) -> float:
+        """See Gram."""
+        return -STEP * self._shares[place]
+
+    def rest(self, place: int) -> float:
+        """See Gram."""
+        return -STEP * self._rests[place]
 
     def state(self) -> dict[str, Tensor]:
         """Tensors for a file."""
@@ -103,43 +118,62 @@ class Letters:
 _NAMES = ("letters.order", "letters.marks", "letters.shares", "letters.rests")
 
 
+@dataclass(slots=True)
+class _Context:
+    """Letters, and what was asked behind them."""
+
+    ends: list[tuple[int, int, float]]
+    """Those of their ends that are stored, the longest first: the hashes of each, and its rest."""
+    known: dict[str, float] = field(default_factory=dict)
+    """The log-probability of each letter that was asked for."""
+
+
 class LanguageLetters:
     """How likely letters are in one language."""
 
     def __init__(self, letters: Letters, code: str) -> None:
-        self._letters, self._code = letters, code
+        self._letters, self._none = letters, _hashes(f"{code}:")
         self.reach = letters.order - 1
         """How many letters before one count."""
-        self._contexts: dict[str, list[tuple[str, float]]] = {}
-        self._known: dict[tuple[str, str], float] = {}
+        self._contexts: dict[str, _Context] = {}
+        self._answers = 0
 
     def log_probability(self, before: str, letter: str) -> float:
         """In nats, of one letter behind ``before``, of which the last ``reach`` letters count."""
         behind = before[-self.reach :] if self.reach else ""
-        found = self._known.get((behind, letter))
-        if found is None:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-                self._contexts.clear()
-            found = self._known[behind, letter] = self._looked_up(behind, letter)
-        return found
+        context = self._contexts.get(behind)
+        found = None if context is None else context.known.get(letter)
+        return self._looked_up(behind, letter) if found is None else found
 
     def _looked_up(self, behind: str, letter: str) -> float:
-        total = 0.0
-        for context, rest in self._seen(behind):
-            gram = self._letters.find(self._code, context + letter)
-            if gram is not None:
-                return total + gram.share
+        """The same, remembered; the hashes of an end and the letter go on from those of the end."""
+        if self._answers >= REMEMBERED:
+            self._contexts.clear()
+            self._answers = 0
+        context = self._contexts.get(behind)
+        if context is None:
+            context = self._contexts[behind] = _Context(self._ends(behind))
+        written, total = letter.encode(), 0.0
+        for crc, mark, rest in context.ends:
+            place = self._letters.place(crc32(written, crc), crc_hqx(written, mark))
+            if place is not None:
+                total += self._letters.share(place)
+                break
             total += rest
-        return total - UNSEEN
+        else:
+            total -= UNSEEN
+        context.known[letter] = total
+        self._answers += 1
+        return total
 
-    def _seen(self, behind: str) -> list[tuple[str, float]]:
-        """The ends of ``behind`` that are stored, the longest first, each with its rest."""
-        found = self._contexts.get(behind)
-        if found is None:
-            ends = [behind[n:] for n in range(len(behind) + 1)]
-            grams = [(end, self._letters.find(self._code, end)) for end in ends]
-            found = self._contexts[behind] = [(end, gram.rest) for end, gram in grams if gram is not None]
+    def _ends(self, behind: str) -> list[tuple[int, int, float]]:
+        found, (first_crc, first_mark) = [], self._none
+        for start in range(len(behind) + 1):
+            written = behind[start:].encode()
+            crc, mark = crc32(written, first_crc), crc_hqx(written, first_mark)
+            place = self._letters.place(crc, mark)
+            if place is not None:
+                found.append((crc, mark, self._letters.rest(place)))
         return found
 
     def text(self, letters: str) -> float:
@@ -148,10 +182,10 @@ class LanguageLetters:
         return sum(self.log_probability(row[max(0, n - self.reach) : n], row[n]) for n in range(1, len(row)))
 
 
-def _place_of(language: str, letters: str, size: int) -> tuple[int, int]:
-    """Where an n-gram is looked for first, and its mark."""
-    name = f"{language}:{letters}".encode()
-    return zlib.crc32(name) % size, crc_hqx(name, 0) or 1
+def _hashes(letters: str, before: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+    """Of an n-gram, whose place and mark they make; ``before``: those of what its name begins with."""
+    written = letters.encode()
+    return crc32(written, before[0]), crc_hqx(written, before[1])
 
 
 def _stored(number: float) -> int:

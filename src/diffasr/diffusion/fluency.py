@@ -28,7 +28,7 @@ class Fluency:
         self._letters, self._spelling, self._weight, self._bonus = letters, spelling, weight, bonus
         self._reach = letters.reach
         self._begun = {"": _Read(0.0, "", b"")}
-        self._behind: dict[str, tuple[str, list[float]]] = {}
+        self._behind: dict[str, tuple[str, float]] = {}
 
     def begins(self, text: str) -> float:
         """Of a text that may go on."""
@@ -42,7 +42,7 @@ class Fluency:
     def joined(self, text: str, behind: str) -> float:
         """Of ``text`` and then ``behind``: only what stands at the seam is looked up anew."""
         read = self._read(text)
-        letters, sums = self._rest(behind)
+        letters, worth = self._rest(behind)
         if read.half or not read.letters or "\ufffd" in letters:  # half a letter is not worth what it is elsewhere
             return self.whole(text + behind)
         row, score = read.letters, read.score
@@ -52,7 +52,7 @@ class Fluency:
             row = (row + letter)[-self._reach - 1 :]
         if near == len(letters):
             return score + self._of(row, END)
-        return score + sums[near]
+        return score + worth
 
     def _read(self, text: str) -> _Read:
         size = len(text)
@@ -77,17 +77,16 @@ class Fluency:
         share = self._letters.log_probability(context, letter)
         return self._weight * share + self._bonus * (letter != END)
 
-    def _rest(self, behind: str) -> tuple[str, list[float]]:
-        """The letters of the end of a text, and what they are worth from each on, its end included.
-
-        Right for those that have as many before them as count.
-        """
+    def _rest(self, behind: str) -> tuple[str, float]:
+        """The letters of the end of a text, and what the end itself is worth and those that have all before them that
+        count."""
         if behind not in self._behind:
-            letters = self._spelling.in_bytes(behind).decode(errors="replace")
-            sums = [self._of(letters, END)]
-            for place in range(len(letters) - 1, -1, -1):
-                sums.append(sums[-1] + self._of(letters[:place], letters[place]))
-            self._behind[behind] = letters, sums[::-1]
+            letters, worth = self._spelling.in_bytes(behind).decode(errors="replace"), 0.0
+            if len(letters) > self._reach:
+                worth = self._of(letters, END)
+            for place in range(len(letters) - 1, self._reach - 1, -1):
+                worth += self._of(letters[:place], letters[place])
+            self._behind[behind] = letters, worth
         return self._behind[behind]
 
 

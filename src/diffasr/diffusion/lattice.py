@@ -7,9 +7,10 @@ section 7.5. All numbers are natural logarithms, and everything that was compute
 one that begins alike costs only what differs.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,13 @@ class _Edge:
     """A label that ends at a place of the text."""
 
     label: int
+    writing: str
     said: Column
     """(N + 1,) that the text up to here is over after so many slots, the last of them in this label."""
     over: Column
     """(N + 1,) the same with the last of them in a blank."""
-
-    @property
-    def either(self) -> Column:
-        return np.logaddexp(self.said, self.over)
+    either: Column
+    """(N + 1,) of both."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class _Node:
 
     def before(self, label: int) -> Column:
         """(N + 1,) that ``label`` may begin next: behind the same label only after a blank."""
-        if all(edge.label != label for edge in self.edges):
-            return self.total
-        parts = [edge.over if edge.label == label else edge.either for edge in self.edges]
-        return np.logaddexp.reduce(parts)
+        for same in self.edges:
+            if same.label == label:
+                return _sum_of([edge.over if edge is same else edge.either for edge in self.edges])
+        return self.total
 
 
 class Sound:
@@ -73,11 +73,12 @@ class Lattice:
     def __init__(self, sound: Sound, labels: Mapping[str, int], spelling: Spelling) -> None:
         """labels: by their writing; of ``spelling``, or reversed for a reversed sound."""
         self.sound, self.labels, self.spelling = sound, labels, spelling
-        self._sums: dict[int, Column] = {}
-        self._groups: dict[str, Column] = {}
+        self._sums: dict[int, tuple[Column, Column]] = {}
+        self._groups: dict[str, tuple[Column, Column]] = {}
         self._begun = {"": 0.0}
-        silence = self._sum(sound.blank)
-        self._nodes = {"": _Node((_Edge(-1, np.full(sound.slots + 1, NEVER), silence),), silence)}
+        silence = np.concatenate(([0.0], self._sum(sound.blank)[1]))
+        self._never = np.full(sound.slots + 1, NEVER)
+        self._nodes = {"": _Node((_Edge(-1, "", self._never, silence, silence),), silence)}
 
     def node(self, text: str) -> _Node:
         """What is known of the place behind ``text``."""
@@ -95,21 +96,23 @@ class Lattice:
             before = self._nodes[text[:-size]] if label is not None else None
             if label is not None and before is not None and before.edges:
                 said = self._in_label(before.before(label), label)
-                edges.append(_Edge(label, said, self._in_label(said, self.sound.blank)))
-        if not edges:
-            return _Node((), np.full(self.sound.slots + 1, NEVER))
-        return _Node(tuple(edges), np.logaddexp.reduce([edge.either for edge in edges]))
+                over = self._in_label(said, self.sound.blank)
+                edges.append(_Edge(label, text[-size:], said, over, np.logaddexp(said, over)))
+        return _Node(tuple(edges), _sum_of([edge.either for edge in edges]) if edges else self._never)
 
     def _in_label(self, before: Column, label: int) -> Column:
         """(N + 1,): one label for one slot or more, begun after ``before``; a running sum instead of a loop."""
-        path, out = self._sum(label), np.full(len(before), NEVER)
-        out[1:] = np.logaddexp.accumulate(before[:-1] - path[:-1]) + path[1:]
+        begun, ended = self._sum(label)
+        out = np.empty_like(before)
+        out[0] = NEVER
+        np.add(np.logaddexp.accumulate(before[:-1] - begun), ended, out=out[1:])
         return out
 
-    def _sum(self, label: int) -> Column:
-        """(N + 1,) of a path that stays in one label from the start."""
+    def _sum(self, label: int) -> tuple[Column, Column]:
+        """(N,) of a path that stays in one label from the start, before each slot and after it."""
         if label not in self._sums:
-            self._sums[label] = np.concatenate(([0.0], np.cumsum(self.sound.log_probs[:, label], dtype=np.float64)))
+            path = np.concatenate(([0.0], np.cumsum(self.sound.log_probs[:, label], dtype=np.float64)))
+            self._sums[label] = path[:-1], path[1:]
         return self._sums[label]
 
     def whole(self, text: str) -> float:
@@ -124,29 +127,30 @@ class Lattice:
 
     def _beginning(self, text: str) -> float:
         self.node(text)
-        first = NEVER
+        chances = []
         for size in range(1, min(self.spelling.longest, len(text)) + 1):
             before, part = self._nodes[text[:-size]], text[-size:]
             if not before.edges:
                 continue
-            longer = self.spelling.longer.get(part, ())
-            said = {edge.label for edge in before.edges} & {*longer}  # a blank must stand before these
-            alone = said | ({self.labels[part]} if part in self.labels else set())
-            chances = [before.before(label)[:-1] + self.sound.log_probs[:, label] for label in alone]
-            if longer:
+            whole = [self.labels[part]] if part in self.labels else []
+            said = [e.label for e in before.edges if len(e.writing) > size and e.writing.startswith(part)]
+            for label in said + whole:  # a blank must stand before those said
+                chances.append(before.before(label)[:-1] + self.sound.log_probs[:, label])
+            if part in self.spelling.longer:
                 chances.append(before.total[:-1] + self._group(part, said))
-            if chances:
-                first = float(np.logaddexp(first, np.logaddexp.reduce(np.concatenate(chances))))
-        return first
+        return _log_sum(chances)
 
-    def _group(self, part: str, but: set[int]) -> Column:
+    def _group(self, part: str, but: Sequence[int]) -> Column:
         """(N,) of all labels that begin with ``part`` and go on, ``but`` some."""
         if part not in self._groups:
-            self._groups[part] = self.sound.shares[:, self.spelling.longer[part]].sum(1, dtype=np.float64)
-        rest = self._groups[part]
+            shares = self.sound.shares[:, self.spelling.longer[part]].sum(1, dtype=np.float64)
+            self._groups[part] = shares, _log(shares)
+        rest, logs = self._groups[part]
+        if not but:
+            return logs
         for label in but:
             rest = rest - self.sound.shares[:, label]
-        return np.log(rest.clip(1e-300))
+        return _log(rest)
 
     def joined(self, text: str, behind: str, backwards: "Lattice") -> float:
         """That the clip says ``text`` and then ``behind``. ``backwards``: a lattice of the reversed sound.
@@ -155,19 +159,38 @@ class Lattice:
         """
         if not text or not behind:
             return backwards.whole((text + behind)[::-1]) if not text else self.whole(text)
-        self.node(text)
-        backwards.node(behind[::-1])
-        most, found = self.spelling.longest, NEVER
+        most, mirrored = self.spelling.longest, behind[::-1]
+        ended = {edge.label: edge.said for edge in self.node(text).edges}
+        backwards.node(mirrored)
+        chances = []
         for start in range(max(0, len(text) - most), len(text)):
             before = self._nodes[text[:start]]
-            for over in range(min(start + most - len(text), len(behind)) + 1):
+            for over in range(min(start + most - len(text), len(behind)) + 1 if before.edges else 0):
                 label = self.labels.get(text[start:] + behind[:over])
-                if label is None or not before.edges:
-                    continue
-                said = self._in_label(before.before(label), label)
-                after = backwards._nodes[behind[over:][::-1]].before(label)[::-1]
-                found = float(np.logaddexp(found, np.logaddexp.reduce(said[1:] + after[1:])))
-        return found
+                if label is not None:
+                    said = self._in_label(before.before(label), label) if over else ended[label]
+                    after = backwards._nodes[mirrored[: len(behind) - over]].before(label)[::-1]
+                    chances.append(said[1:] + after[1:])
+        return _log_sum(chances)
+
+
+def _sum_of(columns: Sequence[Column]) -> Column:
+    """The sum of numbers given by their logarithms, slot by slot."""
+    return reduce(np.logaddexp, columns)
+
+
+def _log_sum(columns: Sequence[Column]) -> float:
+    """The sum of all numbers of some columns, in logarithms."""
+    if not columns or not len(columns[0]):
+        return NEVER
+    numbers = np.concatenate(columns)
+    most = float(numbers.max())
+    return max(NEVER, most + math.log(float(np.exp(numbers - most).sum())))
+
+
+def _log(shares: Column) -> Column:
+    """Their logarithms; 0 has one that is finite."""
+    return np.log(np.maximum(shares, 1e-300))
 
 
 def both_ways(sound: Sound, spelling: Spelling) -> tuple[Lattice, Lattice]:
