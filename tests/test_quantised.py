@@ -14,7 +14,7 @@ from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.errors import ModelError, OptionError
 from diffasr.model import quantised
 from diffasr.model.checkpoint import Model, load, save
-from diffasr.model.quantised import QuantisedConv, QuantisedLinear, QuantisedTable, holds, is_chosen, quantise
+from diffasr.model.quantised import MOST, QuantisedConv, QuantisedLinear, QuantisedTable, holds, is_chosen, quantise
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not quantised.is_fast(), reason="int8 products need AVX-512 VNNI")
@@ -43,6 +43,27 @@ def test_a_layer_is_that_of_float32_within_a_hundredth(rows: int, with_bias: boo
     layer = QuantisedLinear(*quantise(weight), bias)
     assert distance(layer(x), F.linear(x, weight, bias)) < 0.02
     assert layer(x.view(rows, 1, 64)).shape == (rows, 1, 24)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_rows_that_are_many_give_what_they_give_in_parts(with_bias: bool) -> None:
+    layer = QuantisedLinear(*quantise(random(24, 64)), random(24, seed=1) if with_bias else None)
+    x = random(2 * MOST + 77, 64, seed=2)
+    for sizes in ([2 * MOST + 77], [300, MOST, MOST - 223], [1, MOST, MOST + 76]):
+        assert torch.equal(layer(x), torch.cat([layer(part) for part in x.split(sizes)]))
+    assert torch.equal(layer(x[None, :, None])[0, :, 0], layer(x))
+
+
+def test_an_mlp_of_many_places_gives_what_it_gives_in_parts(pair: tuple[Model, Model]) -> None:
+    block, x = pair[1].network.encoder.layers[0], random(3, 400, 32)
+    whole = block.fc2(F.gelu(block.fc1(block.final_layer_norm(x))))
+    assert torch.equal(block.thought(x), whole)
+    assert torch.equal(block.thought(x)[1:2], block.thought(x[1:2]))
+
+
+def test_a_convolution_of_several_rows_is_that_of_each(pair: tuple[Model, Model]) -> None:
+    conv, x = pair[1].network.encoder.conv2, random(3, 32, 700)
+    assert torch.equal(conv(x), torch.cat([conv(row[None]) for row in x]))
 
 
 def test_whole_numbers_come_out_exactly_even_the_largest() -> None:

@@ -5,19 +5,15 @@ a row (``name`` and ``name.scale``): a quarter of the size, read back to float32
 gemma checkpoint holds an adapter alone: see adapter.py.
 """
 
-import ctypes
 import json
 import os
-import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,17 +22,18 @@ from diffasr.letters import Letters
 from diffasr.model import hub, quantised
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffasr.model.encoder import WhisperEncoder
+from diffasr.model.heap import give_back
 from diffasr.model.placement import Target, cards
 from diffasr.model.precision import Precision
 from diffasr.model.projector import Projector
 from diffasr.model.quantised import quantise
+from diffasr.model.stored import Stored, floats
 from diffasr.model.whisper import WhisperDecoder, WhisperNetwork
 from diffasr.text import LANGUAGES, Tokenizer
 
 if TYPE_CHECKING:
     from diffasr.model.gemma import GemmaNetwork
 
-_READ = 32  # tensors at a time
 FILES = hub.FILES
 find = hub.find
 PROJECTOR = ProjectorConfig(hidden=768, strides=1, steady=1, layers=2, letters=2)
@@ -133,21 +130,14 @@ def load(
         network = build(config, tokenizer)
     network.prefixes = torch.tensor([tokenizer.prefix(code) for code in LANGUAGES])
     network.alphabet = torch.tensor(tokenizer.alphabet)
-    stored = read_stored(folder / "model.safetensors")
-    letters = Letters.from_state({name: stored.pop(name) for name in list(stored) if name.startswith("letters.")})
+    stored = Stored(folder / "model.safetensors")
     if is_int8:
         quantised.put_(network, stored)
+    letters = Letters.from_state({name: stored.pop(name) for name in stored.names if name.startswith("letters.")})
     fit(network, floats(stored), source=str(folder))
     network.to(device=place, dtype=target.dtype)
-    _give_back()
+    give_back()
     return Model(network=network.eval().requires_grad_(False), tokenizer=tokenizer, config=config, letters=letters)
-
-
-def _give_back() -> None:
-    """Hand the memory that is free again back to the system, where the C library can: reading leaves many holes."""
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # a C library that is not GNU's
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def read_config(name: str | os.PathLike[str], *, revision: str | None = None) -> ModelConfig:
@@ -230,33 +220,7 @@ def write(
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint's file in float32, int8 ones read back; raises ModelError for half a file."""
-    return floats(read_stored(path))
-
-
-def read_stored(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's file as they are; raises ModelError for half a file."""
-    stored: dict[str, Tensor] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-        for start in range(0, len(names), _READ):  # a file that stays open counts as memory as far as it was read
-            with safe_open(path, framework="pt") as file:
-                stored |= {name: file.get_tensor(name).clone() for name in names[start : start + _READ]}
-        return stored
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a whole safetensors file: {error}; fetch it again") from error
-
-
-def floats(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Stored tensors in float32, int8 ones read back. ``stored`` is emptied on the way, so that memory is freed."""
-    weights: dict[str, Tensor] = {}
-    for name in [n for n in stored if not n.endswith(".scale")]:
-        value = stored.pop(name)
-        scale = stored.get(f"{name}.scale")
-        if scale is not None:
-            value = value.float().mul_(scale.float().view(-1, *[1] * (value.ndim - 1)))  # int8 before, so it is a copy
-        weights[name] = value.float()
-    return weights
+    return floats(Stored(path))
 
 
 def from_whisper(

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from diffasr.model.layers import Block, key_mask, table
 
+ROUND = 64
+"""Frames of a row by itself are filled up to a multiple of this: for each new number a kernel is written, and kept."""
+
 
 class WhisperEncoder(nn.Module):
     """Whisper's audio encoder: two convolutions, fixed positions, a stack of blocks."""
@@ -50,8 +53,11 @@ class WhisperEncoder(nn.Module):
         """The first convolution, (B, mels, M) to (B, S, M); what is behind a row's length is not to be used."""
         if not self.is_apart:
             return self.conv1(mel)
-        rows = [self.conv1(mel[row : row + 1, :, :size]) for row, size in enumerate(lengths.tolist())]
-        return torch.cat([F.pad(x, (0, mel.shape[2] - x.shape[2])) for x in rows])
+        out = mel.new_zeros(len(mel), self.conv1.out_channels, mel.shape[2])
+        for row, size in enumerate(lengths.tolist()):
+            filled = F.pad(mel[row : row + 1, :, :size], (0, -size % ROUND))
+            out[row : row + 1, :, :size] = self.conv1(filled)[:, :, :size]
+        return out
 
 
 def stack(features: list[Tensor], *, multiple: int = 1) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 KeysValues = tuple[Tensor, Tensor]
+MOST = 512
+"""Places that an MLP takes together where each is by itself: what is four times as wide as they are stays small."""
 
 
 class Attention(nn.Module):
@@ -169,7 +171,14 @@ class Block(nn.Module):
         x = x + self.self_attn.attend(queries, own, mask, causal=causal, lengths=lengths)
         if speech is not None:
             x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), *speech, lengths=lengths)
-        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+        return x + self.thought(x)
+
+    def thought(self, x: Tensor) -> Tensor:
+        """What the MLP makes of (B, L, width)."""
+        if not self.self_attn.is_apart:
+            return self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+        parts = self.final_layer_norm(x).flatten(0, 1).split(MOST)
+        return torch.cat([self.fc2(F.gelu(self.fc1(part))) for part in parts]).view_as(x)
 
 
 def table(rows: int, width: int) -> nn.Embedding:

@@ -18,14 +18,18 @@ from diffasr.errors import OptionError
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.layers import Attention
 from diffasr.model.precision import Precision
+from diffasr.model.stored import Stored
 
 LARGEST = 127
 MIDDLE = 128
 """What 0 becomes: the kernel wants activations without a sign."""
-ROUND = 32
-"""Many rows are filled up to a multiple of this: each new size costs half a millisecond, for a kernel is written."""
-FEW = 128
+ROUND = 64
+"""Many rows are filled up to a multiple of this: for each new size a kernel is written, which costs half a millisecond,
+and a third of a megabyte for good."""
+FEW = 32
 """Rows that are not many. There an eighth of that multiple does."""
+MOST = 256
+"""Rows that are multiplied together: with more of them there would be more sizes, and larger products in between."""
 LIKELY = 64
 """Tokens that count when a table's rows are averaged."""
 
@@ -54,7 +58,7 @@ def holds(network: nn.Module) -> bool:
     return any(isinstance(module, QuantisedLinear) for module in network.modules())
 
 
-def put_(network: nn.Module, stored: dict[str, Tensor]) -> None:
+def put_(network: nn.Module, stored: Stored) -> None:
     """Replace layers by int8 ones with their ``stored`` weights, which are taken out; float ones are quantised.
 
     Layers whose weights are missing or of another shape stay, for ``checkpoint.fit`` to tell. So do the first
@@ -62,27 +66,27 @@ def put_(network: nn.Module, stored: dict[str, Tensor]) -> None:
     """
     shapes = {name: value.shape for name, value in network.state_dict().items()}
     modules = dict(network.named_modules())
-    fits = {n for n in modules if f"{n}.weight" in stored and stored[f"{n}.weight"].shape == shapes.get(f"{n}.weight")}
+    names = [(name, f"{name}.weight") for name in modules]
+    fits = {name for name, weight in names if weight in shapes and stored.shape(weight) == shapes[weight]}
     _join_(modules, stored, fits)
     if "decoder.conditioning" in modules:
-        layers = [f"decoder.conditioning.{part}" for part in ("own", "belief", "hint")]
-        modules["decoder.conditioning"].is_silent = not any(stored[f"{n}.weight"].any() for n in layers if n in fits)
+        layers = fits & {f"decoder.conditioning.{part}" for part in ("own", "belief", "hint")}
+        modules["decoder.conditioning"].is_silent = not any(stored.read(f"{n}.weight").any() for n in layers)
     for module in modules.values():
         if isinstance(module, Attention | WhisperEncoder):
             module.is_apart = True
-    for name in fits - {"encoder.conv1"}:
+    for name in sorted(fits - {"encoder.conv1"}):  # so is the file, which is read as they come
         module = modules[name]
         if name == "decoder.embed_tokens":
             network.set_submodule(name, QuantisedTable(*_taken(stored, name)[:2]))
         elif isinstance(module, nn.Linear):
             network.set_submodule(name, QuantisedLinear(*_taken(stored, name)))
         elif isinstance(module, nn.Conv1d):
-            weight = stored.pop(f"{name}.weight").float()
-            bias = stored.pop(f"{name}.bias", None)
+            weight, bias = stored.pop(f"{name}.weight"), stored.find(f"{name}.bias")
             network.set_submodule(name, QuantisedConv(weight, bias, stride=module.stride[0]))
 
 
-def _join_(modules: dict[str, nn.Module], stored: dict[str, Tensor], fits: set[str]) -> None:
+def _join_(modules: dict[str, nn.Module], stored: Stored, fits: set[str]) -> None:
     """Make one layer of each self-attention's projections, and one of all that the decoder makes of the speech."""
     groups = {name: [f"{name}.{part}_proj" for part in "qkv"] for name in modules if name.endswith(".self_attn")}
     groups["decoder"] = [name for name in modules if name.endswith((".encoder_attn.k_proj", ".encoder_attn.v_proj"))]
@@ -94,14 +98,14 @@ def _join_(modules: dict[str, nn.Module], stored: dict[str, Tensor], fits: set[s
                 fits.discard(part)
 
 
-def _taken(stored: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+def _taken(stored: Stored, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """Weight in int8, scale and bias of a layer, out of ``stored``."""
-    weight, scale = stored.pop(f"{name}.weight"), stored.pop(f"{name}.weight.scale", None)
+    weight, scale = stored.pop(f"{name}.weight"), stored.find(f"{name}.weight.scale")
     rows, scale = quantise(weight) if scale is None else (weight, scale)
-    return rows, scale, stored.pop(f"{name}.bias", None)
+    return rows, scale, stored.find(f"{name}.bias")
 
 
-def _joined(stored: dict[str, Tensor], names: Sequence[str]) -> "QuantisedLinear":
+def _joined(stored: Stored, names: Sequence[str]) -> "QuantisedLinear":
     """Layers of one input as one, their outputs behind one another."""
     parts = [_taken(stored, name) for name in names]
     biases = [torch.zeros(len(rows)) if bias is None else bias.float() for rows, _, bias in parts]
@@ -112,7 +116,7 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A (rows, …) matrix as int8 and one float16 scale a row; the largest value of a row becomes 127."""
     flat = weight.detach().float().flatten(1)
     scale = (flat.abs().amax(1) / LARGEST).clamp_min(1e-7).half()
-    rounded = (flat / scale.float()[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+    rounded = flat.div(scale.float()[:, None]).round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
     return rounded.view(weight.shape), scale
 
 
@@ -138,8 +142,17 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, K) float32 to (…, N)."""
-        count = x.shape[:-1].numel()
-        flat = x.reshape(count, -1)
+        flat, shape = x.reshape(-1, x.shape[-1]), (*x.shape[:-1], len(self.scale))
+        if len(flat) <= MOST:
+            return self._product(flat).view(shape)
+        out = flat.new_empty(len(flat), len(self.scale))
+        for some, rows in zip(flat.split(MOST), out.split(MOST), strict=True):
+            self._product(some, rows)
+        return out.view(shape)
+
+    def _product(self, flat: Tensor, out: Tensor | None = None) -> Tensor:
+        """(rows, K) float32 to (rows, N), in ``out`` where it is given."""
+        count = len(flat)
         size = flat.abs().amax(1, keepdim=True).clamp_min_(1e-20).div_(LARGEST)  # (rows, 1)
         codes = flat.div(size).add_(MIDDLE + 0.5).to(torch.uint8)  # cut down to whole numbers, so rounded
         unit = ROUND if count > FEW else ROUND // 8
@@ -148,8 +161,10 @@ class QuantisedLinear(nn.Module):
         product = torch.ops.onednn.qlinear_pointwise(
             codes, 1.0, MIDDLE, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
         )[:count]  # (rows, N)
-        product = product.mul_(size) if self.bias is None else torch.addcmul(self.bias, product, size)
-        return product.view(*x.shape[:-1], -1)
+        out = product if out is None else out
+        if self.bias is None:
+            return torch.mul(product, size, out=out)
+        return torch.addcmul(self.bias, product, size, out=out)
 
 
 class QuantisedConv(nn.Module):
@@ -167,7 +182,8 @@ class QuantisedConv(nn.Module):
         side = self.kernel // 2
         beside = F.pad(x.transpose(1, 2), (0, 0, side, side)).flatten(1)  # (B, (T + 2 side) C)
         windows = beside.unfold(1, self.kernel * self.width, self.stride * self.width)  # (B, T', kernel C)
-        return self.linear(windows).transpose(1, 2)
+        rows = [self.linear(row[None]) for row in windows]  # one by one: the product wants a copy of what overlaps
+        return torch.cat(rows).transpose(1, 2)
 
 
 class QuantisedTable(nn.Module):
@@ -179,7 +195,7 @@ class QuantisedTable(nn.Module):
     def __init__(self, rows: Tensor, scale: Tensor) -> None:
         """rows: (V, D) int8; scale: (V,)."""
         super().__init__()
-        self.register_buffer("rows", rows.clone(), persistent=False)  # not a view of all that was read
+        self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("scale", scale.float(), persistent=False)
         self.head = QuantisedLinear(rows, scale)
         self._choice: tuple[Tensor, QuantisedLinear] | None = None  # packed for labels that may be asked for again

@@ -85,7 +85,7 @@ def _through(block: Block, x: Tensor, rows: Sequence[tuple[Past, KeysValues]], s
     asked = block.encoder_attn.queries(block.encoder_attn_layer_norm(x)).split(sizes, dim=2)
     heard = [F.scaled_dot_product_attention(q, *speech) for q, (_, speech) in zip(asked, rows, strict=True)]
     x = x + block.encoder_attn.merged(torch.cat(heard, dim=2))
-    return x + block.fc2(F.gelu(block.fc1(block.final_layer_norm(x))))
+    return x + block.thought(x)
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:

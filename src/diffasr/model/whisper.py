@@ -259,7 +259,8 @@ class WhisperNetwork(nn.Module):
         ``habits``: (6, C) log-probability of each label in the text of a language, the blank's 0.
         """
         real = torch.arange(labels.shape[1], device=labels.device) < slots[:, None]  # (B, N)
-        shares = (labels.softmax(-1) * real[..., None]).sum(1)  # (B, C) how often each label was heard
+        pairs = zip(labels.split(1), real[..., None].split(1), strict=True)  # one by one: a copy of all is large
+        shares = torch.cat([row.softmax(-1).mul_(mine).sum(1) for row, mine in pairs])  # (B, C) how often it was heard
         return HEARD * shares @ self.habits.T.to(shares.dtype)
 
     def denoise(
