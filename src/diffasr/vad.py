@@ -22,6 +22,9 @@ from diffasr.errors import OptionError
 FRAME = 512
 """Samples that get one probability."""
 _BEFORE, _AFTER = 64, 64  # samples of the frame before, and mirrored ones behind
+_PIECE = 32
+"""Frames that the LSTM takes together; more of them are filled up to a multiple of it before. For each new number of
+frames kernels are written, which stay in memory."""
 
 _NAMES = {  # ours, and those of the weights for 16 kHz
     "spectrum.weight": "_model.stft.forward_basis_buffer",
@@ -54,13 +57,19 @@ class SileroNetwork(nn.Module):
 
     def forward(self, frames: Tensor, state: _State) -> tuple[Tensor, _State]:
         """Probabilities (n,) of frames (n, _BEFORE + FRAME) that follow one another, and the state behind them."""
+        count = len(frames)
+        if count > _PIECE:
+            frames = F.pad(frames, (0, 0, 0, -count % _PIECE))
         x = F.pad(frames[:, None], (0, _AFTER), mode="reflect")
         x = self.spectrum(x)  # (n, 258, 4)
         x = (x[:, :129].square() + x[:, 129:].square()).sqrt()  # (n, 129, 4)
         for layer in (self.first, self.second, self.third, self.fourth):
             x = layer(x).relu()
-        x, state = self.lstm(x[:, :, 0], state)  # (n, 128)
-        return self.last(x.relu().T).sigmoid()[0], state
+        told = []
+        for piece in x[:count, :, 0].split(_PIECE):
+            heard, state = self.lstm(piece, state)  # (_PIECE, 128)
+            told.append(self.last(heard.relu().T)[0])
+        return torch.cat(told).sigmoid(), state
 
 
 @cache
