@@ -17,7 +17,6 @@ from diffasr.hotwords import Hotwords, Wanted, checked
 from diffasr.model import checkpoint
 from diffasr.model.checkpoint import Model
 from diffasr.model.encoder import stack
-from diffasr.model.heap import give_back
 from diffasr.model.network import Speech
 from diffasr.model.precision import Precision
 from diffasr.redo import Keep, cut_out, fixes, pieces_of, rewrite
@@ -197,7 +196,6 @@ class Transcriber:
             answers = decode(self.model, speech, known, request.options, show, guide)
             for n, result in zip(numbers, answers, strict=True):
                 decoded[n] = result
-            give_back()
         return [d for d in decoded if d is not None]
 
     def _batches(self, order: Sequence[int], windows: Sequence[Window]) -> Iterator[list[int]]:

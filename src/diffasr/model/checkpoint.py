@@ -5,9 +5,12 @@ a row (``name`` and ``name.scale``): a quarter of the size, read back to float32
 gemma checkpoint holds an adapter alone: see adapter.py.
 """
 
+import ctypes
 import json
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +25,6 @@ from diffasr.letters import Letters
 from diffasr.model import hub, quantised
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffasr.model.encoder import WhisperEncoder
-from diffasr.model.heap import give_back
 from diffasr.model.placement import Target, cards
 from diffasr.model.precision import Precision
 from diffasr.model.projector import Projector
@@ -136,8 +138,15 @@ def load(
     letters = Letters.from_state({name: stored.pop(name) for name in stored.names if name.startswith("letters.")})
     fit(network, floats(stored), source=str(folder))
     network.to(device=place, dtype=target.dtype)
-    give_back()
+    _give_back()
     return Model(network=network.eval().requires_grad_(False), tokenizer=tokenizer, config=config, letters=letters)
+
+
+def _give_back() -> None:
+    """Hand the memory that is free again back to the system, where the C library can: reading leaves many holes."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # a C library that is not GNU's
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def read_config(name: str | os.PathLike[str], *, revision: str | None = None) -> ModelConfig:
