@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -219,15 +220,27 @@ def test_rates_rise_in_a_line_and_fall_in_a_cosine() -> None:
     assert shares[10:] == sorted(shares[10:], reverse=True)
 
 
-def test_a_stage_may_end_by_the_clock_and_its_rates_fall_with_it(init: Path, store: Path, tmp_path: Path) -> None:
+def test_a_stage_may_end_by_the_clock_and_its_rates_fall_with_it(
+    init: Path, store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = stage(CTC, 10_000, warmup=0, final_rate=0.0, minutes=0.05)
     optimiser = torch.optim.AdamW([{"params": [torch.zeros(1)], "peak": 0.5, "lr": 0.5}])
     rates = [loop._set_rates(optimiser, plan, loop.Place(step=9, spent=spent)) for spent in (0.0, 1.5, 3.0)]
     assert rates == pytest.approx([1.0, 0.5, 0.0], abs=1e-5)
-    train(recipe(init, store, plan), tmp_path)
+    looked: list[float] = []
+
+    def look(*_: object) -> dict[str, float]:
+        time.sleep(1.0)
+        looked.append(time.perf_counter())
+        return {"cer_ctc": 0.5}
+
+    monkeypatch.setattr(loop, "_look", look)
+    began = time.perf_counter()
+    train(recipe(init, store, plan, evaluate_every=2), tmp_path)
     entries = log_of(tmp_path)
     assert 1 <= len(entries) < 10_000
-    assert sum(e["seconds"] for e in entries) >= 3.0
+    assert 2 <= len(looked) <= 5, "what a look takes counts too"
+    assert looked[-1] - began >= 3.0
     assert "cer_ctc" in entries[-1], "its last step is looked at"
 
 

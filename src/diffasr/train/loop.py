@@ -123,6 +123,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
         )
         with Progress(*columns, speed_estimate_period=300, disable=not team.is_first) as bar:
             task = bar.add_task("", total=stage.steps, completed=place.step)
+            counted = time.perf_counter()
             while place.progress(stage) < 1:
                 started = time.perf_counter()
                 rate = _set_rates(optimiser, stage, place)
@@ -147,7 +148,8 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                         (torch.stack(weighted).sum() / len(mine)).backward()
                     for name, value in parts.items():
                         told[name] = told.get(name, 0.0) + float(value.detach()) / len(mine)
-                told = team.mean(told | {"stop": float(stop()), "spent": place.spent + time.perf_counter() - started})
+                spent, counted = place.spent + time.perf_counter() - counted, time.perf_counter()
+                told = team.mean(told | {"stop": float(stop()), "spent": spent})
                 norm = nn.utils.clip_grad_norm_(parameters, stage.clip)
                 if not bool(norm.isfinite()):
                     raise RecipeError(f"{stage.name} step {place.step}: the gradient is {float(norm)}; lower the rate")

@@ -23,8 +23,8 @@ class Stage:
     rates: dict[str, float]
     """Peak learning rate of each part that trains, by its name in PARTS."""
     minutes: float | None = None
-    """Ends the stage even if steps are left, and the rates fall by the clock: for a machine that is lent. Such a run is
-    not the same twice."""
+    """Ends the stage even if steps are left, and the rates fall by the clock, looks at ``dev`` included: for a machine
+    that is lent. Such a run is not the same twice."""
     warmup: int = 100
     """Steps from 0 to the peak; from there a cosine leads to ``final_rate``."""
     final_rate: float = 0.05
