@@ -23,6 +23,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.letters import Letters
 from diffasr.model import checkpoint
+from diffasr.model.network import Speech
 from diffasr.text import LANGUAGES, PREFIX_TOKENS
 from diffasr.train import loop
 from diffasr.train.letters import build
@@ -59,7 +60,12 @@ def test_the_last_stage_goes_on_from_the_blend_of_the_first_two() -> None:
     assert trained == (ROOT / runs[0][1] / "model").resolve()
     assert first.teacher is not None
     assert start == Path(first.init).resolve() == first.teacher.resolve(), "who is started from is the teacher"
-    assert Path(last.init).resolve() == out
+    deepen = re.search(r"prepare deepen (\S+) --layers (\d+) --out (\S+)$", script, re.MULTILINE)
+    assert deepen is not None
+    assert (ROOT / deepen.group(1)).resolve() == out
+    assert Path(last.init).resolve() == (ROOT / deepen.group(3)).resolve()
+    shipped = json.loads((ROOT / "src" / "diffasr" / "assets" / "mini" / "config.json").read_text(encoding="utf-8"))
+    assert int(deepen.group(2)) == shipped["projector"]["layers"]
     assert [stage.name for stage in (*first.stages, *last.stages)] == ["ctc", "joint", "ctc"]
 
 
@@ -75,6 +81,21 @@ def test_a_blend_lies_between_what_was_known_and_what_was_learned(tmp_path: Path
         share = shares.get(loop.part_of(name), 1.0)
         torch.testing.assert_close(value, share * learned[name] + (1 - share) * start[name])
     assert {loop.part_of(name) for name in out} >= {"encoder", "decoder", "embedding", "projector", "conditioning"}
+
+
+def test_a_deeper_projector_says_the_same_at_first_and_can_learn(tmp_path: Path) -> None:
+    deepen = runpy.run_path(str(MINI / "prepare.py"))["deepen"]
+    before = random_model()
+    checkpoint.save(tmp_path / "before", before)
+    more = before.config.projector.layers + 2
+    deepen(tmp_path / "before", tmp_path / "after", layers=more)
+    after = checkpoint.load(tmp_path / "after")
+    assert after.config.projector.layers == len(after.network.projector.layers) == more
+    speech = Speech(frames=torch.randn(2, 20, before.config.encoder.width), lengths=torch.tensor([20, 13]))
+    torch.testing.assert_close(after.network.ctc_logits(speech), before.network.ctc_logits(speech))
+    after.network.projector.requires_grad_(True)
+    after.network.ctc_logits(speech).square().mean().backward()
+    assert all(bool(layer.fc2.weight.grad.any()) for layer in after.network.projector.layers)
 
 
 LINES = {"en": ["the cat sat", "on the mat"], "de": ["die Katze saß", "auf der Matte"], "fr": ["le chat", "la souris"],
@@ -237,10 +258,11 @@ def test_the_recipe_scaled_down_runs_to_a_transcript(tmp_path: Path, kind: str, 
     )  # fmt: skip
     trained = train(first, tmp_path / "runs" / "mini")
     prepare["blend"](trained, work / "init", tmp_path / "blend", encoder=0.6, decoder=0.75)
+    prepare["deepen"](tmp_path / "blend", tmp_path / "deep", layers=4)
     for name, manifest in heard.items():
         prepare["features"](manifest, tmp_path / "blend", work / "features" / name, padded=False)
     last = replace(
-        last, init=tmp_path / "blend", features=tuple(work / "features" / name for name in heard),
+        last, init=tmp_path / "deep", features=tuple(work / "features" / name for name in heard),
         dev=work / "features" / "real", stages=tuple(replace(shorter(s, share), **mild) for s in last.stages), **few,
     )  # fmt: skip
     trained = train(last, tmp_path / "runs" / "ctc")
