@@ -57,6 +57,8 @@ def test_what_ctc_cannot_place_is_left_to_the_detector() -> None:
 def test_a_letter_in_seconds_of_sound_needs_better_evidence() -> None:
     assert no_speech_probability(1.0, heard(0.2), 4.0) > 0.8 > no_speech_probability(1.0, heard(0.2), 1.0)
     assert no_speech_probability(1.0, heard(0.9), 4.0) < 0.8, "a single sign that is surely heard is believed"
+    word = [HeardWord(word="Unis.", first=0, last=3, probability=0.06)]
+    assert no_speech_probability(1.0, word, 4.0) > 0.8 > no_speech_probability(1.0, word, 2.5)
 
 
 def test_another_try_leaves_room_for_chance() -> None:
