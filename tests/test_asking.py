@@ -8,7 +8,7 @@ from conftest import random_model, random_speech, row_alone, wake
 from test_decode import scripted
 from torch import Tensor
 
-from diffasr.asking import Asking
+from diffasr.asking import Again, Asking
 from diffasr.decode import decode
 from diffasr.diffusion import sampler
 from diffasr.diffusion.fuse import fused, guided
@@ -143,3 +143,19 @@ def test_a_backbone_that_always_hears_says_so() -> None:
     cache = MODEL.network.prefill(random_speech([20]), None)
     with pytest.raises(OptionError, match="gemma backbone can't do"):
         tiny_network().without_audio(cache, torch.tensor([True]))
+
+
+def test_a_token_that_was_not_read_where_it_stands_costs_twenty_nats() -> None:
+    """Behind the end that was read a step may write more: one such token must not outweigh the whole text."""
+    tokenizer = MODEL.tokenizer
+
+    class Reader:
+        def read(self, texts: list[tuple[int, list[int]]]) -> list[tuple[int, Tensor]]:
+            return [(0, torch.zeros(len(text) + 1, tokenizer.size)) for _, text in texts]
+
+    again = Again(Reader(), tokenizer, torch.tensor([5]))  # type: ignore[arg-type]
+    canvas = torch.tensor([[1, 2, tokenizer.end, tokenizer.end, tokenizer.end]])
+    said = again(canvas, torch.tensor([0])).log_softmax(-1)[0, 3:]  # behind the place of the end
+    others = torch.arange(tokenizer.size) != tokenizer.end
+    assert said[:, tokenizer.end] == pytest.approx(0.0, abs=1e-4)
+    assert said[:, others] == pytest.approx(-20.0, abs=1e-3)

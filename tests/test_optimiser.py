@@ -1,11 +1,13 @@
 """Optimisers: every parameter learns by exactly one of them, and the state of both goes on where it stopped."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from diffasr.errors import RecipeError
 from diffasr.train.optimiser import Optimiser
 
 RATES = {"projector": 1e-2, "embedding": 1e-3}
@@ -68,6 +70,12 @@ def test_a_state_goes_on_where_it_stopped(muon: bool) -> None:
     learn(second, range(3, 6))
     for one, other in zip(values(whole), values(broken), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("states", [{"state": {}, "param_groups": []}, [{}], [{}, {}, {}]], ids=str)
+def test_a_state_of_other_optimisers_is_refused(states: Any) -> None:
+    with pytest.raises(RecipeError, match="muon"):
+        Optimiser(parts(), RATES, decay=0.1, muon=True).load_state_dict(states)
 
 
 def test_without_muon_it_is_torchs_adamw() -> None:

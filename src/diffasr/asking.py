@@ -13,7 +13,7 @@ from diffasr.model.network import Cache
 from diffasr.model.reread import Rereader
 from diffasr.text import Tokenizer
 
-_NEVER = -20.0  # nats; finite, for the sampler multiplies by it; what was written there was not read yet
+_NEVER = -20.0  # nats, for all but the end behind a text: what a step writes there has not been read, and counts so
 
 
 class Asking:

@@ -22,7 +22,7 @@ STEP = 1 / 16
 UNSEEN = 8.0
 """Nats that a letter costs which no text had, beside what its context leaves to such letters."""
 REMEMBERED = 30_000
-"""Answers that are kept for when they are asked again: about a minute of speech, some 12 MB."""
+"""Answers that are kept for when they are asked again: about a minute of speech."""
 START, END = " ", "\n"
 """Written before the first letter of a text, and behind its last."""
 _LOAD = 0.75  # share of the table's places that are taken

@@ -4,11 +4,13 @@ Muon makes all directions of a matrix's step equally long. It is torch's; its st
 AdamW's, so that one learning rate suits both (arXiv:2502.16982 section 2.2).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from diffasr.errors import RecipeError
 
 MATRICES = ("encoder", "projector", "decoder")
 """Parts whose matrices Muon is for: those between layers. An embedding is a table of rows, each for itself."""
@@ -57,8 +59,13 @@ class Optimiser:
         """What each remembers."""
         return [one.state_dict() for one in self.made]
 
-    def load_state_dict(self, states: Iterable[dict[str, Any]]) -> None:
-        """Go on from there."""
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Go on from there. Raises RecipeError where they are not of these optimisers."""
+        if not isinstance(states, list) or len(states) != len(self.made):
+            raise RecipeError(
+                f"state.pt was written with other optimisers than the {len(self.made)} of this recipe (another value "
+                "of muon, or an older diffasr): start in a new folder, or set muon as it was"
+            )
         for one, state in zip(self.made, states, strict=True):
             one.load_state_dict(state)
 
