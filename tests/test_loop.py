@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from diffasr.errors import RecipeError
 from diffasr.evaluate.store import score_store
 from diffasr.model import checkpoint
+from diffasr.model.network import Speech
 from diffasr.text import Tokenizer
 from diffasr.train import loop
 from diffasr.train.data import FeatureStore
@@ -152,6 +154,24 @@ def test_only_the_named_parts_change(
     assert before.keys() == after.keys()
 
 
+def test_tokens_of_one_script_may_learn_while_labels_and_others_rest(store: FeatureStore, tmp_path: Path) -> None:
+    plain = random_model()
+    tokenizer = Tokenizer(plain.tokenizer.backend, letters=1)
+    config = replace(plain.config, projector=replace(plain.config.projector, letters=1))
+    before = checkpoint.Model(network=checkpoint.build(config, tokenizer).eval(), tokenizer=tokenizer, config=config)
+    checkpoint.save(tmp_path / "init", before)
+    speech = Speech(frames=store.frames(0)[None], lengths=torch.tensor([len(store.frames(0))]))
+    changes = {"rates": {"decoder": 1e-3, "embedding": 1e-3}, "diffusion": 0.0}
+    for scripts, learns in ((("LATIN",), True), (("HANGUL", "CYRILLIC"), False)):
+        plan = recipe(tmp_path / "init", store, stage(DENOISE | changes, 3, scripts=scripts))
+        after = checkpoint.load(train(plan, tmp_path / scripts[0]))
+        is_moved = (after.network.decoder.embed_tokens.weight != before.network.decoder.embed_tokens.weight).any(1)
+        assert bool(is_moved.any()) == learns
+        assert not is_moved[before.network.alphabet].any()
+        heard = [model.network.ctc_logits(speech) for model in (before, after)]
+        torch.testing.assert_close(*heard, rtol=0, atol=0)
+
+
 def test_lora_ends_as_plain_weights_of_the_decoders_attention(init: Path, store: FeatureStore, tmp_path: Path) -> None:
     plan = recipe(init, store, stage(LORA | {"rates": {"lora": 1e-2}}, 3))
     before, after = weights(init), weights(train(plan, tmp_path))
@@ -276,6 +296,9 @@ def test_looks_are_taken_when_asked_and_at_the_end(
     looked.clear()
     train(recipe(init, store, stage(DENOISE, 1)), tmp_path / "b", overfit=3)
     assert looked == [("ctc", [0, 1, 2]), ("diffusion", [0, 1, 2])], "overfitting is scored on what it saw"
+    looked.clear()
+    train(recipe(init, store, stage(DENOISE, 1, diffusion=0.0)), tmp_path / "c", overfit=1)
+    assert looked == [("ctc", [0]), ("ar", [0])], "what the stage trains is what is written with"
 
 
 def test_nothing_to_train_on_is_a_recipe_error(init: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -42,18 +42,29 @@ def test_what_is_spoken_is_encoded_and_trained_on() -> None:
     spoken = re.findall(r"speak (\w+) (\w+) [\d.]+", (MINI / "run").read_text(encoding="utf-8"))
     names = {f"{engine}_{language}" for engine, language in spoken}
     assert len(names) == len(spoken) == 10
-    first, last = Recipe.load(MINI), Recipe.load(MINI / "ctc.toml")
-    assert {path.name for path in last.features} == names | {"real"}
+    first, *others = (Recipe.load(MINI / name) for name in ("recipe.toml", "ctc.toml", "denoiser.toml"))
+    for recipe in others:
+        assert {path.name for path in recipe.features} == names | {"real"}
     sifted = [Path(path) for path in first.manifests if Path(path).name == "sifted.jsonl"]
     assert {path.parent.name for path in sifted} == names
     assert [Path(path).name for path in first.manifests if Path(path) not in sifted] == ["train.jsonl"]
 
 
-def test_the_last_stage_goes_on_from_the_blend_of_the_first_two() -> None:
-    first, last = Recipe.load(MINI), Recipe.load(MINI / "ctc.toml")
+def test_what_scores_are_taken_on_is_not_spoken(tmp_path: Path) -> None:
+    sentences = runpy.run_path(str(MINI / "synthesize.py"))["sentences"]
+    (tmp_path / "text").write_text("वह घर जाता है।\nवह घर जाती है।\nकल बारिश होगी।\n", encoding="utf-8")
+    (tmp_path / "dev.jsonl").write_text(json.dumps({"text": "वह घर, जाता है"}) + "\n", encoding="utf-8")
+    said = sentences(tmp_path / "text", "hi", 1)
+    assert sorted(said) == sorted(["वह घर जाता है।", "वह घर जाती है।", "कल बारिश होगी।"])
+    rest = sentences(tmp_path / "text", "hi", 1, tmp_path / "dev.jsonl")
+    assert rest == [line for line in said if line != "वह घर जाता है।"], "a vowel sign is a letter"
+
+
+def test_each_stage_goes_on_from_the_one_before() -> None:
+    first, ctc, last = (Recipe.load(MINI / name) for name in ("recipe.toml", "ctc.toml", "denoiser.toml"))
     script = (MINI / "run").read_text(encoding="utf-8")
     runs = re.findall(r"^diffasr train (\S+) --out (\S+)$", script, re.MULTILINE)
-    assert [name for name, _ in runs] == ["recipes/mini", "recipes/mini/ctc.toml"]
+    assert [name for name, _ in runs] == ["recipes/mini", "recipes/mini/ctc.toml", "recipes/mini/denoiser.toml"]
     blend = re.search(r"prepare blend (\S+) --init (\S+) --out (\S+)$", script, re.MULTILINE)
     assert blend is not None
     trained, start, out = ((ROOT / name).resolve() for name in blend.groups())
@@ -63,10 +74,14 @@ def test_the_last_stage_goes_on_from_the_blend_of_the_first_two() -> None:
     deepen = re.search(r"prepare deepen (\S+) --layers (\d+) --out (\S+)$", script, re.MULTILINE)
     assert deepen is not None
     assert (ROOT / deepen.group(1)).resolve() == out
-    assert Path(last.init).resolve() == (ROOT / deepen.group(3)).resolve()
+    assert Path(ctc.init).resolve() == (ROOT / deepen.group(3)).resolve()
+    assert last.teacher is not None
+    assert Path(last.init).resolve() == last.teacher.resolve() == (ROOT / runs[1][1] / "model").resolve()
+    assert f"prepare export {runs[2][1]}/model " in script
     shipped = json.loads((ROOT / "src" / "diffasr" / "assets" / "mini" / "config.json").read_text(encoding="utf-8"))
     assert int(deepen.group(2)) == shipped["projector"]["layers"]
-    assert [stage.name for stage in (*first.stages, *last.stages)] == ["ctc", "joint", "ctc"]
+    stages = [stage.name for recipe in (first, ctc, last) for stage in recipe.stages]
+    assert stages == ["ctc", "joint", "ctc", "denoiser"]
 
 
 def test_a_blend_lies_between_what_was_known_and_what_was_learned(tmp_path: Path) -> None:
@@ -148,7 +163,7 @@ def test_the_two_scripts_speak_with_what_the_voices_script_installs() -> None:
 
 
 COUNTS = {"en": 6, "de": 6, "fr": 6, "es": 6, "zh": 8}
-STEPS = {"ctc": 40, "joint": 16}
+STEPS = {"ctc": 40, "joint": 16, "denoiser": 16}
 
 
 def write_shared(folder: Path) -> Path:
@@ -249,7 +264,7 @@ def test_the_recipe_scaled_down_runs_to_a_transcript(tmp_path: Path, kind: str, 
     prepare["init"](whisper, shared, work / "init")
     sift["sift"](shared / "hums" / "manifest.jsonl", None, bound=0.4)  # Hindi alone: nobody is asked
     heard = {"real": shared / "speech" / "train.jsonl", "hums": shared / "hums" / "sifted.jsonl"}
-    first, last = Recipe.load(MINI), Recipe.load(MINI / "ctc.toml")
+    first, *others = (Recipe.load(MINI / name) for name in ("recipe.toml", "ctc.toml", "denoiser.toml"))
     few = {"evaluate_count": 4, "evaluate_every": 10**6, "save_every": 10**6}
     mild = {"seconds": 60.0, "warmup": 2}
     first = replace(
@@ -261,19 +276,22 @@ def test_the_recipe_scaled_down_runs_to_a_transcript(tmp_path: Path, kind: str, 
     prepare["deepen"](tmp_path / "blend", tmp_path / "deep", layers=4)
     for name, manifest in heard.items():
         prepare["features"](manifest, tmp_path / "blend", work / "features" / name, padded=False)
-    last = replace(
-        last, init=tmp_path / "deep", features=tuple(work / "features" / name for name in heard),
-        dev=work / "features" / "real", stages=tuple(replace(shorter(s, share), **mild) for s in last.stages), **few,
-    )  # fmt: skip
-    trained = train(last, tmp_path / "runs" / "ctc")
+    trained = tmp_path / "deep"
+    for planned in others:
+        recipe = replace(
+            planned, init=trained, features=tuple(work / "features" / name for name in heard),
+            teacher=None if planned.teacher is None else trained, dev=work / "features" / "real",
+            stages=tuple(replace(shorter(s, share), **mild) for s in planned.stages), **few,
+        )  # fmt: skip
+        trained = train(recipe, tmp_path / "runs" / recipe.stages[0].name)
     for run, stage, names in (("mini", "ctc", {"ctc"}), ("mini", "joint", {"ctc", "ar", "distil", "diffusion"}),
-                              ("ctc", "ctc", {"ctc"})):  # fmt: skip
+                              ("ctc", "ctc", {"ctc"}), ("denoiser", "denoiser", {"ar", "distil"})):  # fmt: skip
         found = losses_of(tmp_path / "runs" / run, stage)
         print(kind, stage, found)
         assert found.keys() == names
         assert all(np.isfinite(pair).all() for pair in found.values())
         # On sound never twice the same, in few steps, other trends are lost; a random Whisper's CTC rests at the end.
-        trend = "diffusion" if stage == "joint" else "ctc"
+        trend = {"joint": "diffusion", "denoiser": "ar"}.get(stage, "ctc")
         if kind == "tiny" and run == "mini":
             assert found[trend][1] < found[trend][0], found
 

@@ -60,6 +60,17 @@ def test_only_the_matrices_between_layers_are_muons() -> None:
 
 
 @pytest.mark.parametrize("muon", [False, True])
+def test_what_is_never_read_of_an_embedding_does_not_shrink(muon: bool) -> None:
+    held = parts()
+    before, optimiser = values(held), Optimiser(held, RATES, decay=0.5, muon=muon)
+    for parameter in optimiser.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    kept = [torch.equal(a, b) for a, b in zip(before, values(held), strict=True)]
+    assert kept == [False, False, False, True], "the embedding is last"
+
+
+@pytest.mark.parametrize("muon", [False, True])
 def test_a_state_goes_on_where_it_stopped(muon: bool) -> None:
     whole, broken = parts(), parts()
     learn(Optimiser(whole, RATES, decay=0.1, muon=muon), range(6))
@@ -78,11 +89,12 @@ def test_a_state_of_other_optimisers_is_refused(states: Any) -> None:
         Optimiser(parts(), RATES, decay=0.1, muon=True).load_state_dict(states)
 
 
-def test_without_muon_it_is_torchs_adamw() -> None:
+def test_without_muon_it_is_torchs_adamw_but_for_what_decays() -> None:
     ours, theirs = parts(), parts()
     learn(Optimiser(ours, dict.fromkeys(RATES, 1e-2), decay=0.1, muon=False), range(4))
     flat = list(itertools.chain(*theirs.values()))
-    adamw = torch.optim.AdamW(flat, lr=1e-2, betas=(0.9, 0.98), weight_decay=0.1)
+    groups = [{"params": theirs["projector"]}, {"params": theirs["embedding"], "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98), weight_decay=0.1)
     for step in range(4):
         dice = torch.Generator().manual_seed(step)
         for parameter in flat:

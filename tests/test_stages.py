@@ -96,6 +96,7 @@ def test_no_recipe(tmp_path: Path) -> None:
         ({"rates": {}}, "rates names nothing"),
         ({"rates": {"decoder": -1e-3}}, "rates"),
         ({"rates": {"decoder": 1e-3, "lora": 1e-3}}, "not both"),
+        ({"scripts": ("DEVANAGARI",)}, "scripts is for rates that have embedding"),
         ({"steps": 0}, "steps"),
         ({"seconds": 0}, "seconds"),
         ({"warmup": -1}, "warmup"),

@@ -1,12 +1,13 @@
 """Scoring a store is decoding it."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from conftest import random_model, write_store
 
-from diffasr.comparisons import ctc_texts
+from diffasr.comparisons import ar_texts, ctc_texts
 from diffasr.decode import decode
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.evaluate.score import error_rates
@@ -16,7 +17,7 @@ from diffasr.text import Tokenizer
 from diffasr.train.data import FeatureStore
 
 
-@pytest.mark.parametrize("decoder", ["ctc", "diffusion"])
+@pytest.mark.parametrize("decoder", get_args(Decoder))
 def test_scoring_a_store_is_decoding_it_with_the_language_given(
     tokenizer: Tokenizer, tmp_path: Path, decoder: Decoder
 ) -> None:
@@ -26,10 +27,13 @@ def test_scoring_a_store_is_decoding_it_with_the_language_given(
     pairs = []
     for n in numbers:
         speech = Speech(frames=store.frames(n)[None], lengths=torch.tensor([len(store.frames(n))]))
+        language = torch.tensor([0 if says[n][1] == "en" else 1])
         if decoder == "ctc":
             (text,) = ctc_texts(model, speech)
+        elif decoder == "ar":
+            (text,) = ar_texts(model, speech, language)
         else:
-            (result,) = decode(model, speech, torch.tensor([0 if says[n][1] == "en" else 1]), options)
+            (result,) = decode(model, speech, language, options)
             assert result.language == says[n][1]
             text = result.text
         pairs.append((says[n][0], text, says[n][1]))

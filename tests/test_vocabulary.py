@@ -1,6 +1,7 @@
 """Cutting and growing a tokenizer changes what it was asked to change, and nothing else."""
 
 import json
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,17 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from diffasr.text import LANGUAGES, Tokenizer
-from diffasr.train.vocabulary import build, cut, grow, habits, learn_merges, sources, whole, words_together
+from diffasr.train.vocabulary import (
+    build,
+    cut,
+    grow,
+    habits,
+    learn_merges,
+    resting_rows,
+    sources,
+    whole,
+    words_together,
+)
 
 TEXT = {
     "en": ["the cat sat on the mat", "they said that the weather is there", "that's the other thing"],
@@ -202,3 +213,14 @@ def test_a_tokenizer_that_lacks_nothing_stays_as_it_is(original: Spec) -> None:
         m.split(" ") if isinstance(m, str) else list(m) for m in original["model"]["merges"]
     ]
     assert same["model"]["vocab"] == original["model"]["vocab"]
+
+
+def test_what_rests_is_all_but_the_words_of_a_script() -> None:
+    assets = Path(__file__).parent.parent / "src" / "diffasr" / "assets" / "mini"
+    mini = Tokenizer.load(assets / "tokenizer.json", letters=2)
+    learns = (~resting_rows(mini, ["DEVANAGARI"])).nonzero()[:, 0].tolist()
+    assert learns
+    assert not set(learns) & set(mini.alphabet)
+    assert all(re.fullmatch(r"\s*[\u0900-\u097f]+", mini.decode([token])) for token in learns)
+    said = mini.encode("लड़का जाता है, the cat")
+    assert [mini.decode([token]).strip() for token in said if token in learns] == ["जाता"]

@@ -270,11 +270,23 @@ class Festival:
         return 0.0
 
 
-def sentences(path: Path, lang: str, seed: int) -> list[str]:
-    """Everyday sentences of the file that can be read out as written, each once, in random order."""
+def sentences(path: Path, lang: str, seed: int, without: Path | None = None) -> list[str]:
+    """Everyday sentences of the file that can be read out as written, each once, in random order.
+
+    without: a manifest whose texts are left out, whatever their case and punctuation.
+    """
+    rows = () if without is None else without.read_text(encoding="utf-8").splitlines()
+    barred = {_bare(json.loads(row)["text"]) for row in rows}
     lines = unicodedata.normalize("NFC", re.sub("[\u200c\u200d]", "", path.read_text(encoding="utf-8"))).splitlines()
     kept = [line for line in dict.fromkeys(" ".join(line.split()) for line in lines) if _is_readable(line, lang)]
-    return [kept[i] for i in np.random.default_rng(seed).permutation(len(kept))]
+    shuffled = [kept[i] for i in np.random.default_rng(seed).permutation(len(kept))]
+    return [line for line in shuffled if _bare(line) not in barred]
+
+
+def _bare(text: str) -> str:
+    """The letters and digits of a text, vowel signs among them."""
+    kept = (c for c in unicodedata.normalize("NFC", text).lower() if unicodedata.category(c)[0] in "LMN")
+    return "".join(kept)
 
 
 def _is_readable(text: str, lang: str) -> bool:
@@ -332,7 +344,7 @@ def _noise(samples: Samples, *, snr_db: float, rng: np.random.Generator) -> Samp
 
 def clips(args: argparse.Namespace, engine: Engine, done: set[str]) -> Iterator[tuple[str, str, str, Samples]]:
     """File name, text, speaker and sound of every clip whose stem is not ``done``, over and over through the texts."""
-    texts = sentences(args.text, args.lang, args.seed)
+    texts = sentences(args.text, args.lang, args.seed, args.without)
     for index in range(20 * len(texts)):
         name = f"{args.seed}_{index:06d}.ogg"
         if Path(name).stem in done:
@@ -366,6 +378,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lang", choices=sorted(LETTERS), required=True)
     parser.add_argument("--hours", type=float, required=True, help="stop when the folder holds this much speech")
     parser.add_argument("--text", type=Path, required=True, help="one sentence a line")
+    parser.add_argument("--without", type=Path, help="manifest whose sentences are left out")
     parser.add_argument("--out", type=Path, required=True, help="folder for clips and manifest.jsonl")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kokoro", type=Path, help="folder with model.onnx, vocab.json and package/voices")

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from diffasr.comparisons import ctc_texts
+from diffasr.comparisons import ar_texts, ctc_texts
 from diffasr.decode import decode
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.evaluate.score import error_rates
@@ -17,7 +17,7 @@ from diffasr.text import LANGUAGES
 from diffasr.train.data import FeatureStore
 from diffasr.train.recordings import Recordings
 
-Decoder = Literal["ctc", "diffusion"]
+Decoder = Literal["ctc", "ar", "diffusion"]
 
 
 @torch.inference_mode()
@@ -41,6 +41,8 @@ def score_store(
         languages = torch.tensor(spoken, device=speech.lengths.device)
         if decoder == "ctc":
             texts = ctc_texts(model, speech)
+        elif decoder == "ar":
+            texts = ar_texts(model, speech, languages)
         else:
             texts = [d.text for d in decode(model, speech, languages, options or SamplingOptions())]
         for n, text in zip(chosen, texts, strict=True):

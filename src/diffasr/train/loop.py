@@ -35,6 +35,7 @@ from diffasr.train.recordings import Recordings, joined
 from diffasr.train.stages import Recipe, Stage
 from diffasr.train.start import start
 from diffasr.train.step import losses
+from diffasr.train.vocabulary import resting_rows
 
 MAX_TOKENS = 160
 """Longest text that is trained on."""
@@ -111,6 +112,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
             network.load_state_dict(saved["network"], strict=False)
             optimiser.load_state_dict(saved["optimiser"])
             average, saved = [value.to(team.device) for value in saved["average"]], None
+        resting = resting_rows(model.tokenizer, stage.scripts).to(team.device) if stage.scripts else None
         step = team.wrap(Step(network, partial(losses, stage=stage, tokenizer=model.tokenizer, teacher=teacher)))
         mine = team.share(stage.batches)
         plan = _plan(items, recipe, stage, (place.epoch, place.batch), shares, mine)
@@ -150,6 +152,8 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
                         told[name] = told.get(name, 0.0) + float(value.detach()) / len(mine)
                 spent, counted = place.spent + time.perf_counter() - counted, time.perf_counter()
                 told = team.mean(told | {"stop": float(stop()), "spent": spent})
+                if resting is not None:
+                    still_(network, resting)
                 norm = nn.utils.clip_grad_norm_(parameters, stage.clip)
                 if not bool(norm.isfinite()):
                     raise RecipeError(f"{stage.name} step {place.step}: the gradient is {float(norm)}; lower the rate")
@@ -232,6 +236,13 @@ def _prepare(network: nn.Module, stage: Stage, seed: int) -> Optimiser:
             parameter.requires_grad_(True)
         parts[part] = chosen
     return Optimiser(parts, stage.rates, decay=stage.weight_decay, muon=stage.muon)
+
+
+def still_(network: nn.Module, rows: Tensor) -> None:
+    """No gradient for these rows of the embedding, (V,) bool."""
+    for name, parameter in network.named_parameters():
+        if part_of(name) == "embedding" and parameter.grad is not None:
+            parameter.grad[rows] = 0
 
 
 def last_layers(network: nn.Module, count: int) -> list[nn.Parameter]:
@@ -318,9 +329,9 @@ class _averaged:
 
 def _look(model: Model, dev: FeatureStore | Recordings, numbers: Sequence[int], stage: Stage) -> dict[str, float]:
     """Character error rates on some utterances of ``dev``."""
-    decoders: tuple[Decoder, ...] = ("ctc", "diffusion") if stage.diffusion > 0 else ("ctc",)
+    writers: dict[Decoder, float] = {"ctc": 1.0, "diffusion": stage.diffusion, "ar": stage.ar * (stage.diffusion == 0)}
     out: dict[str, float] = {}
-    for decoder in decoders:
+    for decoder in (decoder for decoder, weight in writers.items() if weight > 0):
         table = score_store(model, dev, numbers, decoder=decoder)
         out |= {f"cer_{decoder}_{language}": round(rate, 4) for language, rate in table.items()}
         out[f"cer_{decoder}"] = round(sum(table.values()) / len(table), 4)

@@ -71,4 +71,10 @@ class Optimiser:
 
 
 def _groups(parts: Mapping[str, Sequence[nn.Parameter]], rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    return [{"params": [*held], "peak": rates[part], "lr": rates[part]} for part, held in parts.items() if held]
+    """Without decay for an embedding: a row that is never read would shrink all the same."""
+    out: list[dict[str, Any]] = []
+    for part, held in parts.items():
+        if held:
+            out.append({"params": [*held], "peak": rates[part], "lr": rates[part]})
+            out[-1] |= {"weight_decay": 0.0} if part == "embedding" else {}
+    return out

@@ -90,15 +90,14 @@ class Stage:
     weight_decay: float = 0.01
     muon: bool = False
     """Muon instead of AdamW for the matrices of encoder, projector and decoder; the rates stay. See optimiser.py."""
+    scripts: tuple[str, ...] = ()
+    """Whose tokens learn when ``rates`` has embedding: the beginnings of the Unicode names of their letters, as in
+    DEVANAGARI. CTC's labels rest then, so that CTC stays as it was. Empty: all learn."""
     lora_rank: int = 16
     """Of the adapters, when ``rates`` has lora."""
 
     def __post_init__(self) -> None:
-        unknown = set(self.rates) - set(PARTS)
-        if unknown or not self.rates:
-            raise RecipeError(f"stage {self.name}: rates names {sorted(unknown) or 'nothing'}; parts are {PARTS}")
-        if "lora" in self.rates and "decoder" in self.rates:
-            raise RecipeError(f"stage {self.name}: train the decoder or its lora, not both")
+        self._check_rates()
         if min(self.steps, self.batches, self.lora_rank, self.encoder_layers) < 1 or self.seconds <= 0:
             raise RecipeError(f"stage {self.name}: steps, seconds, batches, lora_rank, encoder_layers must be above 0")
         if self.warmup < 0 or self.slack < 0 or (self.minutes is not None and not self.minutes > 0):
@@ -118,6 +117,16 @@ class Stage:
         weights = (self.diffusion, self.ar, self.ctc, self.distil)
         if min(weights) < 0 or not sum(weights):
             raise RecipeError(f"stage {self.name}: loss weights must be 0 or more, and one above 0")
+
+    def _check_rates(self) -> None:
+        """What trains, and what is said of it."""
+        unknown = set(self.rates) - set(PARTS)
+        if unknown or not self.rates:
+            raise RecipeError(f"stage {self.name}: rates names {sorted(unknown) or 'nothing'}; parts are {PARTS}")
+        if "lora" in self.rates and "decoder" in self.rates:
+            raise RecipeError(f"stage {self.name}: train the decoder or its lora, not both")
+        if self.scripts and "embedding" not in self.rates:
+            raise RecipeError(f"stage {self.name}: scripts is for rates that have embedding")
 
 
 @dataclass(frozen=True, kw_only=True)

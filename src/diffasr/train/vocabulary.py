@@ -12,6 +12,7 @@ A new token starts from the mean of the embeddings of the Whisper tokens that it
 """
 
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -177,3 +178,19 @@ def habits(tokenizer: TextTokenizer, texts: Mapping[str, Iterable[str]]) -> Tens
     table = (table / table.sum(1, keepdim=True)).log()
     table[:, tokenizer.blank] = 0.0
     return table
+
+
+def resting_rows(tokenizer: TextTokenizer, scripts: Sequence[str]) -> Tensor:
+    """(V,) bool: all tokens but those with letters of ``scripts`` alone that are no label of CTC's.
+
+    scripts: as the Unicode names of letters and vowel signs begin.
+    """
+    labels = set(tokenizer.alphabet)
+    return torch.tensor([
+        token in labels or not _is_written_in(tokenizer.decode([token]), scripts) for token in range(tokenizer.size)
+    ])  # fmt: skip
+
+
+def _is_written_in(text: str, scripts: Sequence[str]) -> bool:
+    letters = [c for c in text if unicodedata.category(c)[0] in "LM"]
+    return bool(letters) and all(unicodedata.name(c, "").startswith(tuple(scripts)) for c in letters)
