@@ -37,7 +37,9 @@ def test_a_manifest_is_read_line_by_line(tmp_path: Path) -> None:
     assert first == Utterance(
         audio=str((tmp_path / "clips" / "a.wav").resolve()), duration=1.5, text="the cat", language="en"
     )
-    assert (second.text, second.language, second.source) == (odd, "hi", "x")
+    assert (second.text, second.language, second.source, second.speaker) == (odd, "hi", "x", "7")
+    (unknown,) = read_manifest(manifest(tmp_path, LINE | {"speaker": None, "source": None}))
+    assert (unknown.speaker, unknown.source) == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -51,12 +53,19 @@ def test_a_manifest_is_read_line_by_line(tmp_path: Path) -> None:
         LINE | {"lang": "xx"},
         LINE | {"lang": ["en"]},
         LINE | {"audio_filepath": None},
+        LINE | {"text": None},
     ],
     ids=str,
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: object) -> None:
     with pytest.raises(ManifestError, match=r"manifest\.jsonl line 3: "):
         read_manifest(manifest(tmp_path, LINE, LINE, line, LINE))
+
+
+def test_a_manifest_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_bytes(b'{"text": "caf\xe9"}')
+    with pytest.raises(ManifestError, match=r"old\.jsonl is not UTF-8"):
+        read_manifest(tmp_path / "old.jsonl")
 
 
 def test_no_manifest_and_an_empty_one(tmp_path: Path) -> None:

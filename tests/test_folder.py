@@ -16,7 +16,7 @@ SYSTEMS: dict[str, Any] = {"ctc": {"decoder": "ctc", "steps": None}}
 def row(clip: str, system: str = "ctc", seed: int | None = None) -> dict[str, Any]:
     return {
         "system": system, "seed": seed, "set": "dev", "id": clip, "language": "en", "reference": "ä", "hypothesis": "b",
-        "duration": 1.0, "seconds": {},
+        "duration": 1.0, "seconds": {}, "decoder": "ctc", "steps": None,
     }  # fmt: skip
 
 
@@ -85,6 +85,11 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text(json.dumps(row("x")) + '\n{"a": 1}\n', encoding="utf-8")
     with pytest.raises(OptionError, match="line 2"):
         read_rows(tmp_path / "r.jsonl")
+    for lacking in ("decoder", "steps"):
+        rest = {name: value for name, value in row("x").items() if name != lacking}
+        (tmp_path / "r.jsonl").write_text(json.dumps(rest) + "\n", encoding="utf-8")
+        with pytest.raises(OptionError, match=f"line 1 .*{lacking}"):
+            read_rows(tmp_path / "r.jsonl")
     (tmp_path / "r.jsonl").write_text("{", encoding="utf-8")
     with pytest.raises(OptionError, match="no whole row"):
         read_rows(tmp_path / "r.jsonl")

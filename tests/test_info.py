@@ -14,12 +14,12 @@ from diffasr.model import checkpoint, hub
 from diffasr.model.adapter import WHISPER
 from diffasr.model.checkpoint import Model
 from diffasr.model.gemma import GEMMA, add_lora, build_backbone
-from diffasr.model.info import Description, Part, count, describe, describe_26b, render, summary
+from diffasr.model.info import Description, Part, config_26b, count, describe, render, summary
 
 
 @pytest.fixture(scope="module")
 def system() -> Description:
-    return describe_26b()
+    return describe(config_26b())
 
 
 def test_published_counts(system: Description) -> None:

@@ -41,6 +41,12 @@ def test_a_pattern_counts_from_its_first_wildcard(tree: Path) -> None:
     assert places(tree / "talk[1].ogg") == ["talk[1].ogg"], "a name is not a pattern where it exists"
 
 
+def test_a_name_may_begin_like_a_home(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    (tree / "~$talk.mp3").touch()
+    assert places("~$talk.mp3") == ["~$talk.mp3"]
+
+
 def test_what_is_found_twice_counts_once(tree: Path) -> None:
     assert places(tree / "a" / "x.wav", tree, "-", "-") == ["x.wav", "a/b/film.MKV", "a/b/x.wav", "y.mp3", "stdin"]
 

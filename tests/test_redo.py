@@ -20,7 +20,7 @@ from diffasr.model.checkpoint import Model, save
 from diffasr.redo import Fix, cut_out, fixes, pieces_of, rewrite
 from diffasr.text import LANGUAGES
 from diffasr.transcribe import Transcriber
-from diffasr.transcript import Segment, Transcript, Word, joined
+from diffasr.transcript import Alternative, Segment, Transcript, Word, joined
 
 
 def noise(seconds: float) -> Samples:
@@ -35,7 +35,10 @@ def segment(text: str, start: float, end: float, language: str = "en") -> Segmen
     words = tuple(
         Word(word=w, start=a, end=b, probability=0.5) for w, a, b in zip(spoken, edges[:-1], edges[1:], strict=True)
     )
-    return Segment(start=start, end=end, text=text, language=language, avg_logprob=-1.0, steps=3, words=words)
+    others = (Alternative(text=f"{text} or so", score=0.5, avg_logprob=-2.0),)
+    return Segment(
+        start=start, end=end, text=text, language=language, avg_logprob=-1.0, steps=3, words=words, alternatives=others
+    )
 
 
 RESULT = Transcript(

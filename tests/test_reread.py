@@ -1,6 +1,7 @@
 """What is read again from where it changed is what is read as a whole, whoever else is in the batch."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffasr.asking import Again
+from diffasr.asking import Again, Asking
+from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache
 from diffasr.model.whisper import BLIND, HANDICAP, PACE, WhisperNetwork
@@ -90,6 +92,25 @@ def test_the_canvas_gets_what_the_denoiser_says_of_it() -> None:
             assert (logits[row, told:].softmax(-1)[:, END] == 1).all()
     some = again(canvas[1:], torch.tensor([1, 2]))
     assert torch.equal(some, logits[1:])
+
+
+def test_with_guidance_what_changed_is_read_twice() -> None:
+    model, lengths = replace(random_model(), network=NETWORK), torch.tensor([8, 6, 7])
+    ask = Asking(model, CACHE, lengths, SamplingOptions(accept="joint", guidance=0.7))
+    assert ask.again is not None, "not the whole canvas"
+    deaf = NETWORK.without_audio(CACHE, torch.tensor([True] * 3))
+    assert deaf.memory[0][0][0].shape[2] == 1, "there is but one silence"
+    rows, nothing = torch.arange(3), torch.full((3, 8), -1)
+    for texts in ([[9, 10, 11], [], [12, 13]], [[9, 10, 12, 13], [8], [12, 13]]):
+        canvas = torch.full((3, 8), END)
+        for row, text in enumerate(texts):
+            canvas[row, : len(text)] = torch.tensor(text, dtype=torch.long)
+        got = ask(canvas, None, rows, nothing)
+        for row, text in enumerate(texts):
+            heard, unheard = whole(text, row), whole(text, row, cache=deaf)
+            assert (heard - unheard).abs().max() > 0.1
+            want = 1.7 * heard - 0.7 * unheard
+            torch.testing.assert_close(got[row, : len(text) + 1], want, rtol=1e-4, atol=1e-3)
 
 
 def test_there_is_none_where_places_see_later_ones_or_are_told_more() -> None:

@@ -209,6 +209,7 @@ def test_a_manifest_is_a_set_too_and_the_limit_is_a_language(tmp_path: Path) -> 
         {"audio_filepath": "clips/a.wav", "lang": "en", **common},
         {"audio_filepath": "clips/b.wav", "lang": "en", **common},
         {"audio_filepath": "../c.wav", "lang": "zh", **common},
+        {"audio_filepath": "silence.wav", "lang": "zh", **common, "text": " "},
     )
     found = read_set(str(path))
     assert found.name == "dev"

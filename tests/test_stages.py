@@ -77,11 +77,20 @@ def test_the_recipes_of_this_repository_are_valid(path: Path) -> None:
         ('name = "tiny"', "", "recipe: .*name"),
         ("hi = 1", "xx = 1", r"shares names \['xx'\]; languages are en"),
         ('name = "denoise"', 'name = "ctc"', "a name of its own"),
+        (RECIPE[RECIPE.index("[[stage]]") :], '[stage]\nname = "ctc"', "of another kind"),
+        ('init = "../init"', "init = 5", "of another kind"),
+        ("seed = 3", "augment = 3", "of another kind"),
     ],
 )
 def test_a_fault_is_named(tmp_path: Path, old: str, new: str, match: str) -> None:
     with pytest.raises(RecipeError, match=match):
         Recipe.load(write(tmp_path, RECIPE.replace(old, new)))
+
+
+def test_a_recipe_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_bytes(b'name = "caf\xe9"')
+    with pytest.raises(RecipeError, match=r"recipe\.toml: .*utf-8"):
+        Recipe.load(tmp_path)
 
 
 def test_no_recipe(tmp_path: Path) -> None:

@@ -20,16 +20,16 @@ def test_stages_follow_each_other_and_a_repeated_step_counts_once(tmp_path: Path
     entries: list[dict[str, object]] = [{"stage": "ctc", "step": s, "ctc": 9.0} for s in (1, 2, 3)]
     entries += [{"stage": "ctc", "step": 3, "ctc": 4.0, "cer_ctc": 0.5, "cer_ctc_en": 0.4}]  # killed, gone on
     entries += [{"stage": "denoise", "step": s, "ar": 3.0, "diffusion": 2.0} for s in (1, 2)]
-    entries[-1] |= {"cer_ctc": 0.5, "cer_diffusion": 0.25}
+    entries[-1] |= {"cer_ctc": 0.5, "cer_ar": 0.75, "cer_diffusion": 0.25}
     found = read_log(write(tmp_path / "log.jsonl", entries, end='{"stage": "denoi'))
     assert found == {
         "stages": [{"name": "ctc", "after": 0, "steps": 3}, {"name": "denoise", "after": 3, "steps": 2}],
         "losses": {"ctc": [[1, 9], [2, 9], [3, 4]], "ar": [[4, 3], [5, 3]], "diffusion": [[4, 2], [5, 2]]},
-        "rates": {"cer_ctc": [[3, 0.5], [5, 0.5]], "cer_diffusion": [[5, 0.25]]},
+        "rates": {"cer_ctc": [[3, 0.5], [5, 0.5]], "cer_ar": [[5, 0.75]], "cer_diffusion": [[5, 0.25]]},
     }
     page = render(build_report([], "basic", {}, training=found))
     assert "Steps: ctc 3, denoise 2." in page
-    assert "diffusion loss 2.00, dev cer ctc 50.0 %, dev cer diffusion 25.0 %." in page
+    assert "diffusion loss 2.00, dev cer ctc 50.0 %, dev cer ar 75.0 %, dev cer diffusion 25.0 %." in page
 
 
 def test_what_a_run_did_before_it_went_back_is_left_out(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """``python -m diffasr`` is ``diffasr``."""
 
+import sys
+
 from diffasr.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

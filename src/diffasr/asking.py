@@ -3,6 +3,8 @@
 The sampler stays on the CPU, with its dice; the network's work, and what it says of each token, may be elsewhere.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -33,10 +35,9 @@ class Asking:
         self.cache = cache
         """Of ``rows``; with guidance of them twice, the second time without the sound."""
         self.again: Again | None = None
-        if options.accept == "joint" and options.guidance == options.ctc_weight == 0:
-            reader = model.network.rereader(cache)
-            self.again = None if reader is None else Again(reader, model.tokenizer, lengths)
-        if options.guidance > 0:
+        if options.accept == "joint" and options.ctc_weight == 0:
+            self.again = _again(model, cache, lengths, options.guidance)
+        if options.guidance > 0 and self.again is None:
             twice = torch.arange(len(lengths), device=device).repeat(2)
             is_deaf = torch.arange(2 * len(lengths), device=device) >= len(lengths)
             self.cache = self.network.without_audio(self.network.select(cache, twice), is_deaf)
@@ -75,12 +76,30 @@ class Asking:
             self.cache, self.rows = self.network.select(self.cache, places.to(self.cache.audio.device)), rows
 
 
+def _again(model: Model, cache: Cache, lengths: Tensor, guidance: float) -> "Again | None":
+    """None where the network has no rereader."""
+    reader, deaf = model.network.rereader(cache), None
+    if reader is not None and guidance > 0:
+        everyone = torch.ones(len(lengths), dtype=torch.bool, device=cache.audio.device)
+        deaf = model.network.rereader(model.network.without_audio(cache, everyone))
+    return None if reader is None else Again(reader, model.tokenizer, lengths, deaf=deaf, guidance=guidance)
+
+
 class Again:
     """Logits of canvases that are text and then ends, where only what has changed need be read again."""
 
-    def __init__(self, reader: Rereader, tokenizer: Tokenizer, lengths: Tensor) -> None:
-        """lengths: (B,) canvas places that each row uses."""
+    def __init__(
+        self,
+        reader: Rereader,
+        tokenizer: Tokenizer,
+        lengths: Tensor,
+        *,
+        deaf: Rereader | None = None,
+        guidance: float = 0.0,
+    ) -> None:
+        """lengths: (B,) canvas places that each row uses. deaf: reads the same without the sound, for ``guidance``."""
         self._reader, self._end, self._lengths = reader, tokenizer.end, lengths.tolist()
+        self._deaf, self._guidance = deaf, guidance
         self._sure = torch.full((tokenizer.size,), _NEVER)
         self._sure[self._end] = 0.0
         self._told = self._sure.repeat(len(lengths), max(self._lengths, default=0), 1)  # (B, L, V)
@@ -91,9 +110,16 @@ class Again:
         for row, tokens in zip(rows.tolist(), canvas.tolist(), strict=True):
             used = tokens[: self._lengths[row]]
             texts.append((row, used[: used.index(self._end)] if self._end in used else used))
-        for (row, text), (first, logits) in zip(texts, self._reader.read(texts), strict=True):
+        for (row, text), (first, logits) in zip(texts, self._read(texts), strict=True):
             told, used = self._told[row], min(len(text) + 1, self._lengths[row])
             if used > first:  # a full canvas has no place behind its text
                 told[first:used] = logits[: used - first]
             told[used:] = self._sure
         return self._told if len(rows) == len(self._told) else self._told[rows]
+
+    def _read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> Sequence[tuple[int, Tensor]]:
+        told = self._reader.read(texts)
+        if self._deaf is None:
+            return told
+        both = zip(told, self._deaf.read(texts), strict=True)
+        return [(first, guided(heard, unheard, self._guidance)) for (first, heard), (_, unheard) in both]

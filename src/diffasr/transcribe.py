@@ -135,8 +135,9 @@ class Transcriber:
             end = start + len(samples)
             window = Window(start=start, end=end, samples=samples, speech=((start, end),), speech_probability=1.0)
             segments[number] = replace(
-                old, text=new.text, words=self._timed(new.words, window), avg_logprob=new.avg_logprob, steps=new.steps
-            )
+                old, text=new.text, words=self._timed(new.words, window), avg_logprob=new.avg_logprob, steps=new.steps,
+                alternatives=(),
+            )  # fmt: skip
         return replace(result, text=joined(segments), segments=tuple(segments))
 
     def _pieces(

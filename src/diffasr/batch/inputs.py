@@ -75,7 +75,7 @@ def check_places(recordings: Sequence[Recording]) -> None:
 
 
 def _of_word(word: str) -> Iterator[Recording]:
-    path = Path(word).expanduser()
+    path = _place(word)
     if word == "":
         raise OptionError("an empty name is no recording: is a variable of the shell unset?")
     if word == STDIN:
@@ -86,6 +86,14 @@ def _of_word(word: str) -> Iterator[Recording]:
         yield from _below(_fixed_part(path), _matches(path), word)
     else:
         yield Recording(source=str(path), place=PurePath(path.name))
+
+
+def _place(word: str) -> Path:
+    """``~`` and ``~name`` are homes, except where there is no such person: a file may be called ~talk.mp3."""
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:
+        return Path(word)
 
 
 def _below(root: Path, files: Sequence[Path], word: str) -> Iterator[Recording]:

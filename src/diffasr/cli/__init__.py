@@ -1,10 +1,11 @@
 """The command line: ``parse`` turns words into arguments, each command's own module does what they say.
 
-Exit codes: 0 all done, 1 some recording or step failed, 2 the call itself was wrong.
+Exit codes: 0 all done, 1 some recording or step failed, 2 the call itself was wrong, 130 interrupted.
 """
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: errors of ours become one line on stderr."""
+    """Entry point: errors of ours, and of files that can't be read or written, become one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that it can't spell ends no batch
     args = parse(argv)
     try:
         return run(args)
@@ -51,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"diffasr: {error}", file=sys.stderr)
         return 1
     except OSError as error:
+        if error.filename is not None:
+            print(f"diffasr: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 1
         if error.errno not in (errno.ENOSPC, errno.EPIPE):
             raise
         sys.stdout = None  # what it still holds can't be written either

@@ -22,7 +22,8 @@ def add(commands: "Commands") -> None:
         type=_words,
         default=("ctc", "ar", "diffusion", "seeded"),
         metavar="NAME,…",
-        help="of ctc, ar, diffusion (from noise), seeded (from CTC's text), vote; default: all but vote",
+        help="of ctc, ctc_beam (with letters), ar, ar_ctc (with CTC and letters), diffusion (from noise), seeded (from "
+        "CTC's text), vote; default: ctc,ar,diffusion,seeded",
     )
     judge.add_argument("--steps", type=_numbers, default=(8,), metavar="N,…", help="denoising steps (default: 8)")
     judge.add_argument("--seeds", type=int, default=1, help="runs of each random decoder (default: %(default)s)")

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffasr.errors import OptionError
+
 if TYPE_CHECKING:
     from diffasr.cli import Commands
 
@@ -22,7 +24,7 @@ def add(commands: "Commands") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or go on with it; prints the folder of the result."""
+    """Train, or go on with it; prints the folder of the result. 130: it was stopped before its end."""
     import torch
 
     from diffasr.train.loop import train
@@ -31,7 +33,12 @@ def run(args: argparse.Namespace) -> int:
     recipe = Recipe.load(args.recipe)
     if args.init:
         recipe = replace(recipe, init=place_of(Path(), args.init))
-    if args.threads:
+    if args.threads is not None:
+        if args.threads < 1:
+            raise OptionError(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
-    print(train(recipe, args.out, overfit=args.overfit))
+    result = train(recipe, args.out, overfit=args.overfit)
+    if not result.is_dir():
+        return 130
+    print(result)
     return 0

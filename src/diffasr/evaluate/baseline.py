@@ -16,6 +16,7 @@ import torch
 
 from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, split_at_silence
 from diffasr.errors import DownloadError, ModelError, OptionError
+from diffasr.evaluate.systems import check_baseline
 from diffasr.model.checkpoint import find
 from diffasr.text import LANGUAGES, Tokenizer, check_language
 
@@ -23,9 +24,8 @@ _Writer = Callable[[Samples, str | None], tuple[str, str]]
 
 
 class Baseline(Protocol):
-    """Another recogniser: its name for the tables, the versions it ran with, and what it hears."""
+    """Another recogniser: the versions it ran with, and what it hears."""
 
-    name: str
     versions: dict[str, str]
 
     def transcribe(self, samples: Samples, language: str | None) -> tuple[str, str]:
@@ -44,10 +44,9 @@ def load_baseline(spec: str, *, beam: int = 1, threads: int = 2) -> Baseline:
         raise OptionError(f"beam must be at least 1, got {beam}")
     if threads < 1:
         raise OptionError(f"threads must be at least 1, got {threads}")
-    family, _, rest = spec.partition(":")
+    check_baseline(spec)
+    rest = spec.partition(":")[2]
     place = rest.removesuffix(":ct2")
-    if family != "whisper" or not place:
-        raise OptionError(f"no baseline is called {spec!r}: give whisper:PATH_OR_ID or whisper:PATH_OR_ID:ct2")
     folder = Path(place).expanduser()
     if place != rest or ((folder / "model.bin").is_file() and not (folder / "model.safetensors").is_file()):
         return _Ct2Whisper(place, beam=beam, threads=threads)
@@ -70,7 +69,6 @@ class _TorchWhisper:
         if not Path(place).expanduser().is_dir():
             files.append("generation_config.json")
         folder = find(place, files=tuple(files))
-        self.name = f"Whisper {_label(place)}, transformers, beam {beam}"
         self.versions = {package: version(package) for package in ("transformers", "torch")}
         self.tokenizer = Tokenizer.load(folder / "tokenizer.json")
         self.model: Any = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -139,7 +137,6 @@ class _Ct2Whisper:
         is_local = folder.exists() or place.startswith((".", "/", "~"))
         if is_local:
             find(place, files=("config.json", "model.bin", "tokenizer.json"))
-        self.name = f"Whisper {_label(place)}, CTranslate2 int8, beam {beam}"
         self.versions = {package: version(package) for package in ("faster-whisper", "ctranslate2")}
         self.beam = beam
         try:
@@ -196,9 +193,3 @@ def _torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _label(place: str) -> str:
-    """A hub id as it is; of a folder the last two names, so that tables do not depend on the machine."""
-    folder = Path(place).expanduser()
-    return "/".join(folder.resolve().parts[-2:]) if folder.exists() else place

@@ -41,6 +41,7 @@ def read_rows(place: str | os.PathLike[str]) -> list[Row]:
         try:
             row = json.loads(line)
             key_of(row), row["language"], row["reference"], row["hypothesis"], row["duration"], row["seconds"]
+            row["decoder"], row["steps"]
         except (ValueError, KeyError, TypeError) as error:
             raise OptionError(f"{path} line {number} is not a row of `diffasr evaluate`: {error!r}") from error
         rows.append(row)

@@ -82,10 +82,10 @@ def evaluate(model: str | os.PathLike[str], specs: Sequence[str], options: Evalu
 
 def fingerprint(model: str | os.PathLike[str]) -> str:
     """SHA-256 over the files of a checkpoint, or the reference's one."""
-    folder, digest = checkpoint.find(model), hashlib.sha256()
-    is_ours = (folder / "model.safetensors").is_file()
-    for name in checkpoint.FILES if is_ours else (hub.REFERENCE_FILE,):
-        with (folder / name).open("rb") as file:
+    place, digest = hub.place_of(model), hashlib.sha256()
+    names = checkpoint.FILES if (place / "model.safetensors").is_file() else (hub.REFERENCE_FILE,)
+    for path in [place / name for name in names] if place.is_dir() else [place]:
+        with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 

@@ -106,6 +106,8 @@ def _listed(manifest: Path) -> Iterator[Clip]:
     """Recordings of a manifest; their paths from where it stands are their names."""
     here = manifest.resolve().parent
     for item in read_manifest(manifest):
+        if not item.text.strip():
+            continue
         yield Clip(
             id=Path(os.path.relpath(item.audio, here)).as_posix(),
             audio=item.audio,

@@ -69,11 +69,24 @@ class EvaluationOptions:
         if self.votes < 2:
             raise OptionError(f"votes must be at least 2, got {self.votes}")
         _check_varied(self.vary)
+        for baseline in self.baselines:
+            check_baseline(baseline)
         if self.normaliser not in NORMALISERS:
             raise OptionError(f"normaliser can be {', '.join(NORMALISERS)}, got {self.normaliser!r}")
 
 
+def check_baseline(spec: str) -> None:
+    """Raise OptionError for what names no other recogniser; see ``baseline.load_baseline``."""
+    family, _, rest = spec.partition(":")
+    if family != "whisper" or not rest.removesuffix(":ct2"):
+        raise OptionError(f"no baseline is called {spec!r}: give whisper:PATH_OR_ID or whisper:PATH_OR_ID:ct2")
+
+
 def _check_varied(vary: Sequence[tuple[str, Sequence[str]]]) -> None:
+    names = [name for name, _ in vary]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise OptionError(f"vary has {twice[0]} twice: name all of its values at once, as in {twice[0]}=1,2")
     for name, values in vary:
         if name not in _VARIED or not values:
             raise OptionError(f"vary takes values of {', '.join(_VARIED)}; got {name!r} with {len(values)} values")

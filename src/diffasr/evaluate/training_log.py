@@ -12,7 +12,7 @@ from typing import Any
 from diffasr.errors import OptionError
 
 LOSSES = ("ctc", "ar", "diffusion")
-RATES = ("cer_ctc", "cer_diffusion")
+RATES = ("cer_ctc", "cer_ar", "cer_diffusion")
 POINTS = 200
 """Points of a curve, at most: each the mean of as many steps in a row."""
 _Stages = dict[str, dict[int, Mapping[str, Any]]]

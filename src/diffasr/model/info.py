@@ -82,11 +82,6 @@ def config_26b() -> ModelConfig:
     )
 
 
-def describe_26b() -> Description:
-    """Build the 26 B system without weights and count it."""
-    return describe(config_26b())
-
-
 def describe(config: ModelConfig) -> Description:
     """Count a gemma model without its weights; raises ModelError for another backbone."""
     from diffasr.model.adapter import sketch

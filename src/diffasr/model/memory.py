@@ -36,6 +36,8 @@ def alone(memory: Memory, row: int, count: int) -> list[KeysValues]:
 def silent(memory: Memory, rows: Tensor) -> Memory:
     """The same, where ``rows`` (B,) bool hear nothing at all: attention to it adds no more than its own bias."""
     speech, mask = _taken(memory, _owners(memory, len(rows)))
+    if bool(rows.all()):  # one silent frame is as good as many
+        speech, mask = [(keys[:, :, :1], values[:, :, :1]) for keys, values in speech], None
     hears = (~rows)[:, None, None, None]
     return [(keys * hears, values * hears) for keys, values in speech], mask
 

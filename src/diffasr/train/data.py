@@ -54,7 +54,10 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
     if "://" not in file and not Path(file).is_file():
         raise ManifestError(f"no manifest at {file}")
     held = sound(file)
-    text = held.decode() if isinstance(held, bytes) else Path(held).read_text(encoding="utf-8")
+    try:
+        text = held.decode() if isinstance(held, bytes) else Path(held).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{file} is not UTF-8: {error}") from error
     found = []
     for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
         try:
@@ -62,10 +65,10 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
             item = Utterance(
                 audio=_beside(file, fields["audio_filepath"]),
                 duration=float(fields["duration"]),
-                text=str(fields["text"]),
+                text=_said(fields["text"]),
                 language=str(fields["lang"]),
-                source=fields.get("source", ""),
-                speaker=str(fields.get("speaker", "")),
+                source=str(fields.get("source") or ""),
+                speaker=str("" if fields.get("speaker") is None else fields["speaker"]),
             )
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ManifestError(
@@ -75,6 +78,12 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Utterance]:
             raise ManifestError(f"{file} line {number}: lang {item.language!r} is none of {', '.join(LANGUAGES)}")
         found.append(item)
     return found
+
+
+def _said(text: Any) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"text is {text!r}, not a string")
+    return text
 
 
 def _beside(manifest: str, audio: str) -> str:

@@ -88,7 +88,8 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
     if recipe.teacher is not None:
         teacher = checkpoint.load(recipe.teacher, device=str(team.device), precision="float32").network
     dev = FeatureStore(recipe.dev) if recipe.dev.is_dir() else _recordings(recipe.dev, Augment(), model)
-    looks: Sequence[int] = range(0, len(dev.utterances), max(1, len(dev.utterances) // recipe.evaluate_count))
+    count = min(recipe.evaluate_count, len(dev.utterances))
+    looks = [number * len(dev.utterances) // count for number in range(count)]
     if overfit:
         items, dev = items[:overfit], items[0].store
         looks = [item.number for item in items if item.store is dev]

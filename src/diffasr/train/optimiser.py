@@ -31,6 +31,10 @@ class Optimiser:
             torch.optim.AdamW(_groups(others, rates), betas=(0.9, 0.98), weight_decay=decay, fused=True)
         ]
         if any(matrices.values()):
+            if not hasattr(torch.optim, "Muon"):
+                raise RecipeError(
+                    f"muon needs torch 2.9 or newer, this is {torch.__version__}: update it, or leave it out"
+                )
             self.made.append(
                 torch.optim.Muon(_groups(matrices, rates), weight_decay=decay, adjust_lr_fn="match_rms_adamw")
             )

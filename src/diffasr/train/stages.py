@@ -211,7 +211,7 @@ class Recipe:
             raise RecipeError(f"no recipe at {file}")
         try:
             table = tomllib.loads(file.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(f"{file}: {error}") from error
         base = file.parent
         try:
@@ -225,6 +225,11 @@ class Recipe:
             table["augment"] = _checked(Augment, table.get("augment", {}))
         except KeyError as error:
             raise RecipeError(f"{file} lacks {error}") from error
+        except (AttributeError, TypeError) as error:
+            raise RecipeError(
+                f"{file}: a key has a value of another kind than it needs: paths are strings, [[stage]] and [augment] "
+                f"are tables ({error})"
+            ) from error
         recipe: Recipe = _checked(cls, table | {"stages": stages, "folder": base})
         return recipe
 

@@ -23,6 +23,7 @@ import torch
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from torch import Tensor
 
+from diffasr.errors import RecipeError
 from diffasr.text import LANGUAGES, PREFIX_TOKENS
 from diffasr.text import Tokenizer as TextTokenizer
 
@@ -183,12 +184,18 @@ def habits(tokenizer: TextTokenizer, texts: Mapping[str, Iterable[str]]) -> Tens
 def resting_rows(tokenizer: TextTokenizer, scripts: Sequence[str]) -> Tensor:
     """(V,) bool: all tokens but those with letters of ``scripts`` alone that are no label of CTC's.
 
-    scripts: as the Unicode names of letters and vowel signs begin.
+    scripts: as the Unicode names of letters and vowel signs begin. Raises RecipeError where nothing is left to learn.
     """
     labels = set(tokenizer.alphabet)
-    return torch.tensor([
+    rests = [
         token in labels or not _is_written_in(tokenizer.decode([token]), scripts) for token in range(tokenizer.size)
-    ])  # fmt: skip
+    ]
+    if all(rests):
+        raise RecipeError(
+            f"scripts {', '.join(scripts)}: no token that CTC does not label is written in them; they are named as the "
+            "Unicode names of letters begin: DEVANAGARI, LATIN, CJK"
+        )
+    return torch.tensor(rests)
 
 
 def _is_written_in(text: str, scripts: Sequence[str]) -> bool:
