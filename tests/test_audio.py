@@ -199,7 +199,8 @@ def test_limit_is_exact_and_stops_early() -> None:
     assert len(load_audio(samples, max_seconds=2)) == len(samples)
     with pytest.raises(AudioError, match=r"longer than max_seconds=1\.9.*raise that limit"):
         load_audio(samples, max_seconds=1.9)
-    assert len(load_audio(samples, max_seconds=None)) == len(samples)
+    for without in (None, float("inf")):
+        assert len(load_audio(samples, max_seconds=without)) == len(samples)
 
 
 @pytest.mark.parametrize("options", [{"max_seconds": 0}, {"max_seconds": float("nan")}, {"rate_hz": 8_000}])

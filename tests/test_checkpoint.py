@@ -1,5 +1,6 @@
 """Folders survive a round trip, what does not fit is said, and nothing here touches the network."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,18 @@ def test_saving_replaces_what_was_there(folder: Path) -> None:
     save(folder, other)
     loaded = load(folder).network.state_dict()
     assert all(torch.equal(loaded[k], v) for k, v in other.network.state_dict().items())
+
+
+def test_a_save_that_fails_leaves_what_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(_self: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ModelConfig, "to_json", full)
+    with pytest.raises(OSError, match="No space"):
+        save(folder, random_model(seed=9))
+    assert {name: (folder / name).read_bytes() for name in before} == before
 
 
 @given(st.lists(st.floats(-100, 100, width=16), min_size=3, max_size=3), st.floats(-12, 4))

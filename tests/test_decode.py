@@ -114,8 +114,9 @@ def test_a_text_that_does_not_end_gets_a_larger_canvas() -> None:
 def test_the_largest_canvas_is_the_last() -> None:
     longest = "".join(LETTERS[i % 26] for i in range(BUCKETS[-1]))
     results, script = scripted([longest], hears=["ab"], steps=1, accept="entropy")
-    assert results[0].text == longest
+    assert (results[0].text, results[0].is_whole) == (longest, False)
     assert [c["canvas"].shape[1] for c in script.calls] == list(BUCKETS)
+    assert scripted([longest[:-1]], hears=["ab"], steps=1, accept="entropy")[0][0].is_whole
 
 
 def test_rows_of_a_batch_have_canvases_of_their_own_length() -> None:

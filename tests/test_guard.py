@@ -11,6 +11,12 @@ from diffasr.guard import another_try, is_loop, no_speech_probability, repetitio
 from diffasr.windows import ListenOptions
 from diffasr.words import HeardWord
 
+HINDI = (
+    "दिशानिर्देशों के अनुसार व्यक्तियों या संगठनों को यह बताना होगा कि उन्होंने "
+    "किस प्रकार की सहायता दी है और सरकार ने पिछले वर्षों में गाँवों के "
+    "विद्यालयों, अस्पतालों और किसानों के लिए कितना आर्थिक सहयोग किया है, जिससे "
+    "लोगों के जीवन में सुधार आया है और रोजगार के नए अवसर भी पैदा हुए हैं।"
+)
 SENTENCE = "Strong passwords don't have to be hard to remember, but they have to be long."
 
 
@@ -28,7 +34,9 @@ def test_the_share_of_a_loop_is_exact(before: int, period: int, turns: int, lett
     assert repetition("".join(words), "zh") == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("text", "code"), [(SENTENCE, "en"), ("no, no, no", "en"), ("", "en"), ("他走了。", "zh")])
+@pytest.mark.parametrize(
+    ("text", "code"), [(SENTENCE, "en"), (HINDI, "hi"), ("no, no", "en"), ("", "en"), ("他走了。", "zh")]
+)
 def test_speech_is_no_loop(text: str, code: str) -> None:
     assert not is_loop(text, code, ListenOptions())
 
@@ -38,6 +46,13 @@ def test_both_bounds_count() -> None:
     for options in (ListenOptions(repetition=1.0), ListenOptions(compression_ratio=1e9)):
         assert is_loop(loop, "en", options)
     assert not is_loop(loop, "en", ListenOptions(repetition=1.0, compression_ratio=1e9))
+
+
+@pytest.mark.parametrize(
+    ("phrase", "code"), [("देखने के लिए धन्यवाद ", "hi"), ("谢谢大家观看。", "zh"), ("merci d'avoir regardé ", "fr")]
+)
+def test_a_loop_is_squeezed_in_every_script(phrase: str, code: str) -> None:
+    assert is_loop(phrase * 12, code, ListenOptions(repetition=1.0))
 
 
 @given(st.floats(0, 1), st.lists(st.floats(0.001, 1), min_size=1, max_size=9), st.floats(0, 1), st.floats(0.001, 1))
@@ -65,6 +80,6 @@ def test_another_try_leaves_room_for_chance() -> None:
     usual = SamplingOptions(seed=5)
     again = another_try(usual, 2)
     assert again.seed == 7
-    assert (again.temperature, again.seed_noise) > (0, 0)
-    assert replace(again, seed=5, temperature=0.0, seed_noise=0.0) == usual
-    assert another_try(replace(usual, temperature=0.9, seed_noise=0.5), 1).temperature == 0.9
+    assert again.seed_noise > 0
+    assert replace(again, seed=5, seed_noise=0.0) == usual
+    assert another_try(replace(usual, seed_noise=0.5), 1).seed_noise == 0.5

@@ -157,7 +157,8 @@ def test_a_file_without_any_has_none_and_a_part_of_it_is_refused() -> None:
     for name in state:
         with pytest.raises(ModelError, match=name):
             Letters.from_state({other: value for other, value in state.items() if other != name})
-    for wrong in ({"letters.order": torch.tensor(0)}, {"letters.shares": torch.zeros(3, dtype=torch.uint8)}):
+    full = {"letters.marks": torch.ones_like(state["letters.marks"])}
+    for wrong in (full, {"letters.order": torch.tensor(0)}, {"letters.shares": torch.zeros(3, dtype=torch.uint8)}):
         with pytest.raises(ModelError, match="fetch it again"):
             Letters.from_state(state | wrong)
 

@@ -131,6 +131,12 @@ def test_what_the_transcript_has_not_cannot_be_kept(keep: Any, reason: str) -> N
         fixes(RESULT, keep)
 
 
+def test_a_segment_that_no_window_was_cannot_be_redone() -> None:
+    for odd, reason in ((segment("il gatto", 0.0, 3.0, "it"), "'it'"), (segment("the cat", 0.0, 31.0), "30 s")):
+        with pytest.raises(OptionError, match=reason):
+            fixes(replace(RESULT, segments=(odd,)), {(0, 0): "a"})
+
+
 def test_the_sound_of_segments_is_cut_out_in_one_reading(tmp_path: Path) -> None:
     samples = noise(9.0)
     parts = cut_out(samples, RESULT.segments)
@@ -183,6 +189,7 @@ def test_the_command_lists_words_and_writes_the_new_transcript(
         (["--audio", "x.wav", "--set", "one"], "'one'"),
         (["--audio", "x.wav", "--set", "0:9"], "0:9"),
         (["--audio", "x.wav", "--set", "9:0"], "9:0"),
+        (["--audio", "x.wav", "--set", "0:0=a", "--set", "0:0=b"], "0:0 is set twice"),
     ],
 )
 def test_a_wrong_call_is_told(

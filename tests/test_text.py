@@ -153,6 +153,12 @@ def test_special_tokens_are_distinct_and_in_whispers_order(tokenizer: Tokenizer)
     assert tokenizer.prefix("hi") == [tokenizer.start, tokenizer.languages["hi"], tokenizer.task, tokenizer.plain]
 
 
+def test_half_a_file_is_a_model_error(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", ', encoding="utf-8")
+    with pytest.raises(ModelError, match=r"tokenizer\.json is no tokenizer"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
 def test_a_missing_file_or_token_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer at .*tokenizer\.json"):
         Tokenizer.load(tmp_path / "tokenizer.json")

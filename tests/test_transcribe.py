@@ -184,11 +184,14 @@ class Reader:
         self.answers = list(answers)
         self.options: list[SamplingOptions] = []
         self.rows: list[int] = []
+        self.contexts: list[str] = []
+        self.is_whole = True
 
     def __call__(
         self, model: Model, speech: Speech, languages: Any, options: Any, show: Any = None, guide: Any = None
     ) -> list[Decoded]:
         self.options.append(options)
+        self.contexts.append(guide.context)
         self.rows.append(len(speech.lengths))
         return [self.answer(i, n) for i, n in enumerate(speech.lengths.tolist())]
 
@@ -199,7 +202,8 @@ class Reader:
             for n, w in enumerate(text.split())
         )
         return Decoded(
-            text=text, language="en", language_probability=0.5, avg_logprob=-0.5, steps=3, words=words
+            text=text, language="en", language_probability=0.5, avg_logprob=-0.5, steps=3, words=words,
+            is_whole=self.is_whole,
         )  # fmt: skip
 
 
@@ -236,6 +240,21 @@ def test_what_is_not_believed_is_a_gap(model: Model, monkeypatch: pytest.MonkeyP
     assert (result.text, result.gaps) == ("", (Gap(start=0.0, end=2.0, reason=reason),))
     believed = Transcriber(model).transcribe(noise(2.0), listen=replace(ALL, no_speech=1.0))
     assert believed.text == ("hm" if said == "hm" else "")
+
+
+def test_a_text_that_filled_its_canvas_is_followed_by_a_gap(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reading(monkeypatch, "as far as it went")
+    assert Transcriber(model).transcribe(noise(4.0), listen=ALL).gaps == ()
+    reader.is_whole = False
+    result = Transcriber(model).transcribe(noise(4.0), listen=ALL)
+    assert result.text == "as far as it went"
+    assert result.gaps == (Gap(start=result.segments[0].words[-1].end, end=4.0, reason="cut"),)
+
+
+def test_what_nobody_said_is_no_context(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = reading(monkeypatch, "hm", "thank you", LOOP, "so long")
+    Transcriber(model).transcribe(noise(44.0), listen=replace(ALL, context=True, window_seconds=12.0, retries=0))
+    assert reader.contexts[:4] == ["", "", "thank you", ""]
 
 
 def test_silence_is_no_speech_and_no_gap(model: Model) -> None:

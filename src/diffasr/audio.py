@@ -338,7 +338,7 @@ def _checked(blocks: Iterable[Samples], name: str, max_seconds: float | None) ->
             remedy = "scale floats to [-1, 1] (int16: divide by 32768)" if np.isfinite(peak) else "export it again"
             raise AudioError(f"{name} has {found}, about second {total / SAMPLE_RATE_HZ:.2f}: {remedy}")
         total += len(block)
-        if max_seconds is not None and total > round(max_seconds * SAMPLE_RATE_HZ):
+        if max_seconds is not None and total > max_seconds * SAMPLE_RATE_HZ + 0.5:
             raise AudioError(f"{name} is longer than max_seconds={max_seconds:g}: raise that limit, or cut the file")
         yield block
     if total == 0:

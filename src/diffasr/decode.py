@@ -53,6 +53,8 @@ class Decoded:
     """Of each token when it was accepted, in nats."""
     alternatives: tuple[Alternative, ...] = ()
     """See Segment."""
+    is_whole: bool = True
+    """Whether it ended inside of the largest canvas."""
 
 
 @torch.inference_mode()
@@ -151,9 +153,10 @@ def _write(
             length = int(lengths[row])
             ended = bool((draft.tokens[place, :length] == model.tokenizer.end).any())
             if ended or length == ctc.BUCKETS[-1]:
-                done[row] = _decoded(
+                text = _decoded(
                     model, cache, row, steps[row], draft.tokens[place, :length], draft.log_probability[place]
                 )
+                done[row] = replace(text, is_whole=ended)
             else:
                 lengths[row] = next(b for b in ctc.BUCKETS if b > length)
                 overflow.append(row)
@@ -217,11 +220,15 @@ def _resolved(model: Model, options: SamplingOptions) -> SamplingOptions:
     spells = model.tokenizer.spelling is not None
     if options.accept == "joint" and not spells:
         raise OptionError(f"accept='joint' needs CTC with short labels, which {model.config.name} has not: use prefix")
+    chance = max(options.temperature, options.final_temperature) > 0
+    if options.accept == "joint" and (chance or options.ctc_weight > 0):
+        raise OptionError("accept='joint' asks CTC anyway and takes the likeliest: leave temperatures and ctc_weight 0")
     if options.accept == "joint" and options.start == "noise":
         raise OptionError("accept='joint' writes CTC's text anew: it can't start from noise")
     if options.accept != "auto":
         return options
-    return replace(options, accept="joint" if spells and options.start != "noise" else "prefix")
+    is_plain = options.start != "noise" and not chance and options.ctc_weight == 0
+    return replace(options, accept="joint" if spells and is_plain else "prefix")
 
 
 def _joint(model: Model, cache: Cache, lengths: Tensor, options: SamplingOptions) -> Renew:

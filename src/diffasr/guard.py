@@ -1,10 +1,10 @@
 """What was decoded of a window in; whether to believe it out."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 from diffasr.diffusion.sampler import SamplingOptions
-from diffasr.transcript import compression_ratio
 from diffasr.windows import ListenOptions
 from diffasr.words import HeardWord
 
@@ -30,15 +30,21 @@ def no_speech_probability(speech_probability: float, words: Sequence[HeardWord],
 
 def is_loop(text: str, language: str, options: ListenOptions) -> bool:
     """Whether a text goes round in a loop, by either of two bounds."""
-    return (
-        compression_ratio(text) > options.compression_ratio or repetition(text, language) > options.repetition
-    )  # fmt: skip
+    return squeezed(text) > options.compression_ratio or repetition(text, language) > options.repetition
+
+
+def squeezed(text: str) -> float:
+    """Letters of ``text`` over the bytes that zlib makes of them, one byte going in for each.
+
+    In UTF-8 two of three bytes of any Hindi letter are the same, and long sentences would pass for loops.
+    """
+    raw = bytes(ord(letter) & 255 for letter in text)
+    return len(raw) / len(zlib.compress(raw))
 
 
 def another_try(options: SamplingOptions, number: int) -> SamplingOptions:
-    """Options for decoding a loop again: another seed, and chance where there was none."""
-    chance = max(options.temperature, 0.6)
-    return replace(options, seed=options.seed + number, temperature=chance, seed_noise=max(options.seed_noise, 0.2))
+    """Options for decoding a loop again: another seed, and noise on the canvas where there was none."""
+    return replace(options, seed=options.seed + number, seed_noise=max(options.seed_noise, 0.2))
 
 
 def repetition(text: str, language: str) -> float:

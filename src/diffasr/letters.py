@@ -49,6 +49,8 @@ class Letters:
         """
         if order < 1 or not len(marks) or not marks.shape == shares.shape == rests.shape:
             raise ModelError(f"the model of letters has order {order} and {len(marks)} places: fetch it again")
+        if bool((marks != 0).all()):  # who looks for what is not there would never come to an end
+            raise ModelError("the model of letters has no free place: fetch it again")
         self.order, self.tensors = order, (marks, shares, rests)
         self._marks = marks.numpy().view(np.uint16).data  # a memoryview: far quicker to read one number from
         self._shares, self._rests = shares.numpy().data, rests.numpy().data

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffasr.audio import SAMPLE_RATE_HZ, Samples, Source, stream_blocks
+from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, Source, stream_blocks
 from diffasr.comparisons import joint_rows
 from diffasr.confidence import judged
 from diffasr.decode import Decoded
@@ -24,7 +24,7 @@ from diffasr.diffusion.sampler import Renew, SamplingOptions, sample
 from diffasr.errors import OptionError
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Speech
-from diffasr.text import LANGUAGES, Tokenizer
+from diffasr.text import LANGUAGES, Tokenizer, check_language
 from diffasr.transcript import Segment, Transcript
 from diffasr.words import place_words
 
@@ -58,6 +58,10 @@ def fixes(result: Transcript, keep: Keep) -> dict[int, list[Fix]]:
             raise OptionError(f"what is kept needs a letter, got {text!r}; to take a word out, fix it with a neighbour")
         found.setdefault(number, []).append(Fix(first, last, " ".join(text.split())))
     for number, mine in found.items():
+        segment = result.segments[number]
+        check_language(segment.language)
+        if segment.end - segment.start > WINDOW_SECONDS:
+            raise OptionError(f"segment {number} is longer than a window, {WINDOW_SECONDS:g} s: transcribe it again")
         mine.sort(key=lambda fix: fix.first)
         for before, after in pairwise(mine):
             if after.first <= before.last:

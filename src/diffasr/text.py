@@ -104,7 +104,11 @@ class Tokenizer:
         """Read a ``tokenizer.json``; raises ModelError where there is none or it lacks a token that we need."""
         if not Path(path).is_file():
             raise ModelError(f"no tokenizer at {path}: a model folder needs a tokenizer.json")
-        return cls(Backend.from_file(os.fspath(path)), letters=letters)
+        try:
+            backend = Backend.from_file(os.fspath(path))
+        except Exception as error:  # tokenizers raises no other kind
+            raise ModelError(f"{path} is no tokenizer: {error}; fetch the model again") from error
+        return cls(backend, letters=letters)
 
     def _alphabet(self, letters: int) -> list[int]:
         """The token behind each CTC label."""

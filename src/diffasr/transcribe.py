@@ -154,15 +154,17 @@ class Transcriber:
                 decoded = self._decode_all([window for _, window in pool], request, count)
             count += len(pool)
             for (number, window), heard in zip(pool, decoded, strict=True):
-                piece = self._believed(window, heard, request)
+                piece, cut = self._believed(window, heard, request)
                 if held is not None:
                     before = held[1]
                     if held[0] == number and piece.start < before.end:
                         before, piece = sew(before, piece)
                     yield held[0], before
-                held = (number, piece) if window.runs_on else None
+                held = (number, piece) if window.runs_on and cut is None else None
                 if held is None:
                     yield number, piece
+                if cut is not None:
+                    yield number, cut
         if held is not None:
             yield held
 
@@ -171,13 +173,16 @@ class Transcriber:
     ) -> list[Decoded]:
         """Decode windows one by one, each with the text of the one before, which ``texts`` holds by recording.
 
-        What goes round in a loop is shown to none: it would go on.
+        What goes round in a loop, and what nobody said, is shown to none: it would go on.
         """
         decoded = []
         for n, (number, window) in enumerate(pool):
             asked = replace(request, context=texts.get(number, ""))
             heard = self._decode_all([window], asked, count + n)[0]
-            texts[number] = "" if is_loop(heard.text, heard.language, request.listen) else heard.text
+            seconds = (window.end - window.start) / SAMPLE_RATE_HZ
+            doubt = no_speech_probability(window.speech_probability, heard.words, seconds)
+            is_wrong = doubt > request.listen.no_speech or is_loop(heard.text, heard.language, request.listen)
+            texts[number] = "" if is_wrong else heard.text
             decoded.append(heard)
         return decoded
 
@@ -211,8 +216,11 @@ class Transcriber:
         if batch:
             yield batch
 
-    def _believed(self, window: Window, heard: Decoded, request: "_Request") -> Piece:
-        """A window as a segment, or as a gap where nothing is to be believed; a loop is decoded again first."""
+    def _believed(self, window: Window, heard: Decoded, request: "_Request") -> tuple[Piece, Gap | None]:
+        """A window as a segment, or as a gap where nothing is to be believed; a loop is decoded again first.
+
+        Then the gap behind a text that was cut off where it filled its canvas.
+        """
         listen, options = request.listen, request.options
         start, end = window.start / SAMPLE_RATE_HZ, window.end / SAMPLE_RATE_HZ
         for attempt in range(listen.retries + 1):
@@ -220,12 +228,12 @@ class Transcriber:
                 again = replace(request, options=another_try(options, attempt), watch=None)
                 heard = self._decode_all([window], again, 0)[0]
             if not any(c.isalnum() for c in heard.text):
-                return Gap(start=start, end=end, reason="no text")
+                return Gap(start=start, end=end, reason="no text"), None
             doubt = no_speech_probability(window.speech_probability, heard.words, end - start)
             if doubt > listen.no_speech:
-                return Gap(start=start, end=end, reason="no speech")
+                return Gap(start=start, end=end, reason="no speech"), None
             if not is_loop(heard.text, heard.language, listen):
-                return Segment(
+                segment = Segment(
                     start=start,
                     end=end,
                     text=heard.text,
@@ -237,7 +245,9 @@ class Transcriber:
                     words=self._timed(heard.words, window),
                     alternatives=heard.alternatives,
                 )
-        return Gap(start=start, end=end, reason="repetition")
+                last = segment.words[-1].end if segment.words else end
+                return segment, None if heard.is_whole else Gap(start=last, end=end, reason="cut")
+        return Gap(start=start, end=end, reason="repetition"), None
 
     @torch.inference_mode()
     def hear(self, clips: Sequence[Samples]) -> Speech:

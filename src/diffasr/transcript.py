@@ -126,9 +126,9 @@ def compression_ratio(text: str) -> float:
     return len(raw) / len(zlib.compress(raw))
 
 
-Reason = Literal["no text", "no speech", "repetition"]
+Reason = Literal["no text", "no speech", "repetition", "cut"]
 """``no text``: nothing was decoded. ``no speech``: ``no_speech_prob`` is too high. ``repetition``: the text went round
-in a loop, with every seed that was tried."""
+in a loop, with every seed that was tried. ``cut``: the text before it filled the largest canvas."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +202,8 @@ class Transcript:
                 for part in facts["segments"]
             ]
             gaps = tuple(_made(Gap, gap) for gap in facts["gaps"])
+            if not all(isinstance(part.text, str) for part in segments):
+                raise TypeError("the text of a segment is no string")
             return _made(cls, {**facts, "segments": tuple(segments), "gaps": gaps})
         except (KeyError, TypeError, AttributeError) as error:
             raise OptionError(f"this is no transcript of diffasr: {error!r}; --format json writes one") from error

@@ -63,7 +63,7 @@ class ListenOptions:
     no_speech: float = 0.8
     """A window is dropped when its ``no_speech_prob`` is above this."""
     compression_ratio: float = 2.4
-    """A text that shrinks by more than this is a loop: it is decoded again, then dropped."""
+    """A text that zlib shrinks by more than this, a byte a letter, is a loop: it is decoded again, then dropped."""
     repetition: float = 0.5
     """So is one of which more than this share repeats the words just before; see ``guard.repetition``."""
     retries: int = 1

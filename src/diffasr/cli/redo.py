@@ -79,6 +79,8 @@ def _keep(fixes: list[str], result: "Transcript") -> "Keep":
         number, first = int(match[1]), int(match[2])
         last = first if match[3] is None else int(match[3])
         if match[4] is not None:
+            if (number, first, last) in keep:
+                raise OptionError(f"--set {fix}: {number}:{first} is set twice: keep one of the two")
             keep[number, first, last] = match[4]
             continue
         words = result.segments[number].words[first : last + 1] if number < len(result.segments) else ()

@@ -93,9 +93,11 @@ def _add_writing(speak: argparse.ArgumentParser) -> None:
     pen.add_argument("--alternatives", type=int, default=0, metavar="N",
                      help="texts of each window in JSON, at most, the best first (default: %(default)s)")  # fmt: skip
     pen.add_argument("--ctc-weight", type=float, default=0.0, metavar="X",
-                     help="how much CTC counts beside the denoiser (default: %(default)g)")  # fmt: skip
+                     help="how much CTC counts beside the denoiser where both do not write jointly, which it turns off "
+                     "(default: %(default)g)")  # fmt: skip
     pen.add_argument("--temperature", type=float, default=0.0, metavar="X",
-                     help="of the first step, falling to 0, which takes the likeliest (default: 0)")  # fmt: skip
+                     help="of the first step, falling to 0, which takes the likeliest; turns joint writing off "
+                     "(default: 0)")  # fmt: skip
 
 
 def _add_listening(speak: argparse.ArgumentParser) -> None:

@@ -66,7 +66,7 @@ class SamplingOptions:
     seed_noise: float = 0.0
     """Share of the CTC canvas that is replaced by random tokens before the first step."""
     temperature: float = 0.0
-    """Of the first step. 0 takes the most likely token."""
+    """Of the first step. 0 takes the most likely token, as ``joint`` always does."""
     final_temperature: float = 0.0
     """Of the last step; linear in between."""
     entropy_bound: float = 0.1
@@ -75,7 +75,8 @@ class SamplingOptions:
     """``joint``: every place is written anew by CTC and the denoiser together (``diffusion.joint``). ``prefix``: up to
     the first place that the model changed, that one included; what follows is renewed. ``entropy``: the surest places,
     within the bound. ``threshold``: every place whose token is at least so likely, and the likeliest. ``all``: every
-    place, as in plain refinement. ``auto``: ``joint`` from CTC's text where CTC has short labels, else ``prefix``."""
+    place, as in plain refinement. ``auto``: ``joint`` from CTC's text where CTC has short labels and temperatures and
+    ``ctc_weight`` are 0, else ``prefix``."""
     joint_weight: float | None = None
     """With ``joint``: what CTC's log-probability counts for beside the denoiser's. None: as the checkpoint says of the
     language, else 0.43."""
@@ -100,9 +101,10 @@ class SamplingOptions:
     """With ``joint``: how likely a token must be to change a place behind the first change of a step."""
     stop_entropy: float = 0.005
     """A row is done when its text did not change in a step and its mean entropy is under this, in nats; with
-    ``prefix`` and ``joint``, when the step changed nothing."""
+    ``prefix`` and ``joint``, when the step changed nothing and is not the first."""
     ctc_weight: float = 0.0
-    """How much CTC's logits count beside the denoiser's, at the places that CTC put there."""
+    """How much CTC's logits count beside the denoiser's, at the places that CTC put there. Not with ``joint``, which
+    has a weight of its own."""
     guidance: float = 0.0
     """How far each step's logits are pushed away from those of a reading without the sound, which then runs beside it:
     w in (1 + w) * with - w * without. For models trained with ``Stage.audio_drop``."""

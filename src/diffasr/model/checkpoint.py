@@ -222,9 +222,10 @@ def write(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / "model.safetensors.part", metadata={"format": "pt"})
-    (target / "model.safetensors.part").replace(target / "model.safetensors")
-    (target / "config.json").write_text(config.to_json(), encoding="utf-8")
-    tokenizer.backend.save(str(target / "tokenizer.json"), pretty=False)
+    (target / "config.json.part").write_text(config.to_json(), encoding="utf-8")
+    tokenizer.backend.save(str(target / "tokenizer.json.part"), pretty=False)
+    for name in FILES:
+        (target / f"{name}.part").replace(target / name)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
