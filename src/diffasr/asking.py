@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffasr.ballots import told
 from diffasr.diffusion.fuse import fused, guided
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache
 from diffasr.model.reread import Rereader
-from diffasr.text import Tokenizer
+from diffasr.text import LANGUAGES, Tokenizer
 
 _NEVER = -20.0  # nats, for all but the end behind a text: what a step writes there has not been read, and counts so
 
@@ -34,10 +35,13 @@ class Asking:
         """(R,) of the batch, those that are still going."""
         self.cache = cache
         """Of ``rows``; with guidance of them twice, the second time without the sound."""
+        self.guidance = torch.tensor(_guidance(model, cache, options))
+        """(B,) of each row."""
+        self.times = 2 if bool((self.guidance > 0).any()) else 1
         self.again: Again | None = None
         if options.accept == "joint" and options.ctc_weight == 0:
-            self.again = _again(model, cache, lengths, options.guidance)
-        if options.guidance > 0 and self.again is None:
+            self.again = _again(model, cache, lengths, self.guidance.tolist())
+        if self.times == 2 and self.again is None:
             twice = torch.arange(len(lengths), device=device).repeat(2)
             is_deaf = torch.arange(2 * len(lengths), device=device) >= len(lengths)
             self.cache = self.network.without_audio(self.network.select(cache, twice), is_deaf)
@@ -50,7 +54,7 @@ class Asking:
         if self.again is not None:
             return self.again(canvas, rows)
         self._let_go(rows)
-        device, times, weight = self.cache.audio.device, 2 if self.options.guidance > 0 else 1, self.options.ctc_weight
+        device, times, weight = self.cache.audio.device, self.times, self.options.ctc_weight
         where = rows.to(device)
         known = hints[where]  # (R, L)
         logits = self.network.denoise(
@@ -62,7 +66,7 @@ class Asking:
         )
         if times == 2:
             told, untold = logits.chunk(2)
-            logits = guided(told, untold, self.options.guidance)
+            logits = guided(told, untold, self.guidance[rows].to(told)[:, None, None])
         if weight > 0:
             logits = fused(logits, self.cache.ctc[: len(rows)], known, self.openings, weight)
         return logits
@@ -71,15 +75,23 @@ class Asking:
         """Keep of the cache what ``rows`` need."""
         if len(rows) < len(self.rows):
             places = torch.searchsorted(self.rows, rows)
-            if self.options.guidance > 0:
+            if self.times == 2:
                 places = torch.cat((places, places + len(self.rows)))
             self.cache, self.rows = self.network.select(self.cache, places.to(self.cache.audio.device)), rows
 
 
-def _again(model: Model, cache: Cache, lengths: Tensor, guidance: float) -> "Again | None":
+def _guidance(model: Model, cache: Cache, options: SamplingOptions) -> list[float]:
+    """Of each row of ``cache``."""
+    if options.guidance is None and options.accept != "joint":
+        return [0.0] * len(cache.slots)
+    codes = list(LANGUAGES)
+    return [told(model, options, "guidance", codes[index]) for index in cache.languages.tolist()]
+
+
+def _again(model: Model, cache: Cache, lengths: Tensor, guidance: Sequence[float]) -> "Again | None":
     """None where the network has no rereader."""
     reader, deaf = model.network.rereader(cache), None
-    if reader is not None and guidance > 0:
+    if reader is not None and max(guidance) > 0:
         everyone = torch.ones(len(lengths), dtype=torch.bool, device=cache.audio.device)
         deaf = model.network.rereader(model.network.without_audio(cache, everyone))
     return None if reader is None else Again(reader, model.tokenizer, lengths, deaf=deaf, guidance=guidance)
@@ -95,9 +107,10 @@ class Again:
         lengths: Tensor,
         *,
         deaf: Rereader | None = None,
-        guidance: float = 0.0,
+        guidance: Sequence[float] = (),
     ) -> None:
-        """lengths: (B,) canvas places that each row uses. deaf: reads the same without the sound, for ``guidance``."""
+        """lengths: (B,) canvas places that each row uses. deaf: reads the same without the sound, for the rows that
+        have ``guidance``."""
         self._reader, self._end, self._lengths = reader, tokenizer.end, lengths.tolist()
         self._deaf, self._guidance = deaf, guidance
         self._sure = torch.full((tokenizer.size,), _NEVER)
@@ -118,8 +131,13 @@ class Again:
         return self._told if len(rows) == len(self._told) else self._told[rows]
 
     def _read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> Sequence[tuple[int, Tensor]]:
-        told = self._reader.read(texts)
+        told = list(self._reader.read(texts))
         if self._deaf is None:
             return told
-        both = zip(told, self._deaf.read(texts), strict=True)
-        return [(first, guided(heard, unheard, self._guidance)) for (first, heard), (_, unheard) in both]
+        places = [place for place, (row, _) in enumerate(texts) if self._guidance[row] > 0]
+        unheard = self._deaf.read([texts[place] for place in places])
+        for place, (_, logits) in zip(places, unheard, strict=True):
+            first, heard = told[place]
+            if len(logits):
+                told[place] = first, guided(heard, logits, self._guidance[texts[place][0]])
+        return told

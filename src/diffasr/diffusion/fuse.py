@@ -17,6 +17,6 @@ def fused(logits: Tensor, labels: Tensor, hints: Tensor, openings: Tensor, weigh
     return logits.log_softmax(-1) + weight * heard * (hints >= 0)[:, :, None]
 
 
-def guided(heard: Tensor, unheard: Tensor, weight: float) -> Tensor:
+def guided(heard: Tensor, unheard: Tensor, weight: float | Tensor) -> Tensor:
     """Logits pushed from what is said without the sound towards, and past, what is said with it (arXiv:2207.12598)."""
     return (1 + weight) * heard - weight * unheard

@@ -105,9 +105,9 @@ class SamplingOptions:
     ctc_weight: float = 0.0
     """How much CTC's logits count beside the denoiser's, at the places that CTC put there. Not with ``joint``, which
     has a weight of its own."""
-    guidance: float = 0.0
+    guidance: float | None = None
     """How far each step's logits are pushed away from those of a reading without the sound, which then runs beside it:
-    w in (1 + w) * with - w * without. For models trained with ``Stage.audio_drop``."""
+    w in (1 + w) * with - w * without. None: with ``joint`` as the checkpoint says of the language, else 0."""
     self_conditioning: bool = False
     """Show each step what the step before believed."""
     votes: int = 1

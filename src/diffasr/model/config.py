@@ -10,7 +10,7 @@ from diffasr.errors import ModelError
 
 T = TypeVar("T")
 
-BY_LANGUAGE = {"joint_weight": 0.43, "caution": 0.0, "letter_weight": 0.3, "letter_bonus": 1.2}
+BY_LANGUAGE = {"joint_weight": 0.43, "caution": 0.0, "letter_weight": 0.3, "letter_bonus": 1.2, "guidance": 0.0}
 """Sampling options that a checkpoint may set for a language, and what they are where it does not."""
 
 
