@@ -1,5 +1,6 @@
 """Laws of what a step asks the network: about whom, with what, and that nothing of it depends on neighbours."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from diffasr.diffusion import sampler
 from diffasr.diffusion.fuse import fused, guided
 from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.errors import OptionError
+from diffasr.text import LANGUAGES
 
 MODEL = wake(random_model())
 KNOWN = torch.tensor([0, 3, 5])
@@ -59,6 +61,19 @@ def test_an_answer_is_the_network_s_guided_and_fused(is_conditioned: bool) -> No
     (both,) = asked(SamplingOptions(guidance=0.7, ctc_weight=0.3), [EVERY], previous=previous)
     labels = MODEL.network.prefill(random_speech([60, 31, 44]), KNOWN).ctc
     check(both, fused(pushed, labels, HINTS, torch.tensor(MODEL.tokenizer.openings), 0.3))
+
+
+def test_the_checkpoint_guides_some_languages_where_writing_is_joint_and_only_there() -> None:
+    code = list(LANGUAGES)[int(KNOWN[1])]
+    model = replace(MODEL, config=replace(MODEL.config, decoding={code: {"guidance": 0.7}}))
+    cache = model.network.prefill(random_speech([60, 31, 44]), KNOWN)
+    real = (torch.arange(8) < LENGTHS[:, None])[..., None]
+    for options, guided_row in ((SamplingOptions(accept="joint"), 1), (SamplingOptions(accept="all"), None)):
+        got = Asking(model, cache, LENGTHS, options)(CANVAS, None, EVERY, HINTS)
+        want = plain()
+        if guided_row is not None:
+            want[guided_row] = guided(plain(), without(), 0.7)[guided_row]
+        torch.testing.assert_close(got * real, want * real)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])

@@ -94,9 +94,13 @@ def test_the_canvas_gets_what_the_denoiser_says_of_it() -> None:
     assert torch.equal(some, logits[1:])
 
 
-def test_with_guidance_what_changed_is_read_twice() -> None:
-    model, lengths = replace(random_model(), network=NETWORK), torch.tensor([8, 6, 7])
-    ask = Asking(model, CACHE, lengths, SamplingOptions(accept="joint", guidance=0.7))
+@pytest.mark.parametrize("asked", [0.7, None], ids=["all", "one language"])
+def test_with_guidance_what_changed_is_read_twice(asked: float | None) -> None:
+    plain, lengths = random_model(), torch.tensor([8, 6, 7])
+    config = replace(plain.config, decoding={"en": {"guidance": 0.7}})
+    model = replace(plain, network=NETWORK, config=config)
+    ask = Asking(model, CACHE, lengths, SamplingOptions(accept="joint", guidance=asked))
+    weights = [0.7] * 3 if asked else [0.7, 0.0, 0.0]  # KNOWN
     assert ask.again is not None, "not the whole canvas"
     deaf = NETWORK.without_audio(CACHE, torch.tensor([True] * 3))
     assert deaf.memory[0][0][0].shape[2] == 1, "there is but one silence"
@@ -109,7 +113,7 @@ def test_with_guidance_what_changed_is_read_twice() -> None:
         for row, text in enumerate(texts):
             heard, unheard = whole(text, row), whole(text, row, cache=deaf)
             assert (heard - unheard).abs().max() > 0.1
-            want = 1.7 * heard - 0.7 * unheard
+            want = (1 + weights[row]) * heard - weights[row] * unheard
             torch.testing.assert_close(got[row, : len(text) + 1], want, rtol=1e-4, atol=1e-3)
 
 
