@@ -76,6 +76,13 @@ def test_a_letter_in_seconds_of_sound_needs_better_evidence() -> None:
     assert no_speech_probability(1.0, word, 4.0) > 0.8 > no_speech_probability(1.0, word, 2.5)
 
 
+def test_a_sentence_that_ctc_hardly_heard_is_not_believed_without_the_detector() -> None:
+    """What the mini writes of clipped noise, and the least clear clip of the dev set."""
+    words = [HeardWord(word=w, first=0, last=3, probability=0.037) for w in ("La", "lettre", "d'un", "bain.")]
+    assert no_speech_probability(1.0, words, 4.0) > 0.8
+    assert no_speech_probability(0.9, [replace(word, probability=0.063) for word in words], 2.3) < 0.8
+
+
 def test_another_try_leaves_room_for_chance() -> None:
     usual = SamplingOptions(seed=5)
     again = another_try(usual, 2)
