@@ -43,7 +43,7 @@ DECODING = {
     "zh": {"caution": 0.8, "letter_weight": 0.2, "letter_bonus": 0.4},
 }
 """Hindi and Mandarin are what the denoiser knows worst. Of Mandarin there is the least text. Guidance costs a second
-reading and helps in these two languages."""
+reading, and helps in English and Spanish."""
 
 
 def init(whisper: Path, shared: Path, out: Path) -> None:
