@@ -23,7 +23,7 @@ import re
 import subprocess
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -275,18 +275,16 @@ def sentences(path: Path, lang: str, seed: int, without: Path | None = None) -> 
 
     without: a manifest whose texts are left out, whatever their case and punctuation.
     """
-    rows = () if without is None else without.read_text(encoding="utf-8").splitlines()
+    rows = without.read_text(encoding="utf-8").splitlines() if without else []
     barred = {_bare(json.loads(row)["text"]) for row in rows}
     lines = unicodedata.normalize("NFC", re.sub("[\u200c\u200d]", "", path.read_text(encoding="utf-8"))).splitlines()
     kept = [line for line in dict.fromkeys(" ".join(line.split()) for line in lines) if _is_readable(line, lang)]
-    shuffled = [kept[i] for i in np.random.default_rng(seed).permutation(len(kept))]
-    return [line for line in shuffled if _bare(line) not in barred]
+    return [kept[i] for i in np.random.default_rng(seed).permutation(len(kept)) if _bare(kept[i]) not in barred]
 
 
 def _bare(text: str) -> str:
     """The letters and digits of a text, vowel signs among them."""
-    kept = (c for c in unicodedata.normalize("NFC", text).lower() if unicodedata.category(c)[0] in "LMN")
-    return "".join(kept)
+    return "".join(c for c in unicodedata.normalize("NFC", text).lower() if unicodedata.category(c)[0] in "LMN")
 
 
 def _is_readable(text: str, lang: str) -> bool:
@@ -358,17 +356,8 @@ def clips(args: argparse.Namespace, engine: Engine, done: set[str]) -> Iterator[
 
 def build(args: argparse.Namespace) -> Engine:
     """The engine that the arguments name."""
-    match args.engine:
-        case "pico":
-            return Pico(args.lang)
-        case "kokoro":
-            return Kokoro(args.lang, args.kokoro)
-        case "espeak":
-            return Espeak(args.lang)
-        case "festival":
-            return Festival(args.lang)
-        case _:
-            raise ValueError(f"unknown engine {args.engine!r}")
+    others: dict[str, Callable[[str], Engine]] = {"pico": Pico, "espeak": Espeak, "festival": Festival}
+    return Kokoro(args.lang, args.kokoro) if args.engine == "kokoro" else others[args.engine](args.lang)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
