@@ -275,7 +275,7 @@ def sentences(path: Path, lang: str, seed: int, without: Path | None = None) -> 
 
     without: a manifest whose texts are left out, whatever their case and punctuation.
     """
-    rows = without.read_text(encoding="utf-8").splitlines() if without else []
+    rows = without.read_text(encoding="utf-8").strip().split("\n") if without else []
     barred = {_bare(json.loads(row)["text"]) for row in rows}
     lines = unicodedata.normalize("NFC", re.sub("[\u200c\u200d]", "", path.read_text(encoding="utf-8"))).splitlines()
     kept = [line for line in dict.fromkeys(" ".join(line.split()) for line in lines) if _is_readable(line, lang)]
