@@ -11,7 +11,7 @@ from conftest import tiny_tokenizer
 from torch import Tensor
 
 from diffasr.diffusion.fluency import Fluency
-from diffasr.diffusion.joint import CALM, FAR, Joint, Opinion, opinions
+from diffasr.diffusion.joint import CALM, FAR, Ahead, Joint, Opinion, opinions
 from diffasr.diffusion.lattice import Sound
 from diffasr.text import Spelling, Tokenizer
 from diffasr.train.letters import build
@@ -204,3 +204,45 @@ def test_a_tokenizer_spells_with_short_labels_only(tokenizer: Tokenizer) -> None
         for writing, label in spelling.labels.items()
         if label in longer
     )
+
+
+def drafter(denoiser: Writer, tokens: list[int], most: int = 2) -> tuple[Ahead, list[tuple[int, ...]]]:
+    """One that knows all that the denoiser does, and what it was asked."""
+    asked = list[tuple[int, ...]]()
+
+    def told(place: int, new: Any, own: int) -> Opinion:
+        asked.append(tuple(new))
+        return opinions(denoiser([*tokens[:place], *new])[-1:], [own])[0]
+
+    return Ahead(most=most, told=told), asked
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_with_a_drafter_a_step_writes_so_many_tokens_more(most: int) -> None:
+    writes, denoiser, start = joint("abcdef"), Writer("abcdef"), "abjhhf"
+    ahead, asked = drafter(denoiser, ids(start), most)
+    said = opinions(denoiser(ids(start)), [*ids(start), END])
+    alone = letters(writes.step(ids(start), said))
+    got = letters(writes.step(ids(start), said, ahead))
+    assert len(asked) == most
+    assert (got == alone) == (most == 0)
+    right = [n for n in range(6) if got[: n + 1] == "abcdef"[: n + 1]]
+    assert len(right) >= min(6, 3 + most), got
+
+
+def test_behind_what_stays_no_drafter_is_asked() -> None:
+    denoiser = Writer("abcd")
+    ahead, asked = drafter(denoiser, ids("abcd"))
+    assert (
+        letters(joint("abcd").step(ids("abcd"), opinions(denoiser(ids("abcd")), [*ids("abcd"), END]), ahead)) == "abcd"
+    )
+    assert not asked
+
+
+def test_a_drafter_that_is_not_sure_changes_nothing() -> None:
+    writes, denoiser = joint("abcdef", confidence=0.95), Writer("abcdef", sure=0.9)
+    start = ids("abjhhf")
+    said = opinions(denoiser(start), [*start, END])
+    ahead, asked = drafter(denoiser, start)
+    assert writes.step(start, said, ahead) == writes.step(start, said)
+    assert asked

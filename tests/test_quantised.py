@@ -90,7 +90,7 @@ def test_the_loudness_of_one_row_does_not_touch_another() -> None:
 def test_a_convolution_is_torchs_own(stride: int, size: int) -> None:
     weight, bias, x = random(10, 6, 3), random(10, seed=1), random(2, 6, size, seed=2)
     exact = F.conv1d(x, weight, bias, stride=stride, padding=1)
-    ours = QuantisedConv(weight, bias, stride=stride)(x)
+    ours = QuantisedConv(*quantise(weight), bias, stride=stride)(x)
     assert ours.shape == exact.shape
     assert distance(ours, exact) < 0.03
 

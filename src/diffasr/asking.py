@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffasr.ballots import told
 from diffasr.diffusion.fuse import fused, guided
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.sampler import Beliefs, SamplingOptions, beliefs
+from diffasr.errors import OptionError
 from diffasr.model.checkpoint import Model
 from diffasr.model.network import Cache
 from diffasr.model.reread import Rereader
@@ -71,6 +72,22 @@ class Asking:
             logits = fused(logits, self.cache.ctc[: len(rows)], known, self.openings, weight)
         return logits
 
+    def beliefs(self, logits: Tensor) -> Beliefs:
+        """See ``sampler.beliefs``; of logits that were just given it is known what they say where they are old."""
+        again = self.again
+        return beliefs(logits) if again is None or logits is not again.given else again.believed
+
+    @property
+    def drafts(self) -> bool:
+        """Whether ``ahead`` can be asked."""
+        return self.again is not None and self.again.drafts
+
+    def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Tensor:
+        """What the drafter says behind the first ``place`` tokens of a row's canvas and ``tokens``: logits (1, V)."""
+        if self.again is None:
+            raise OptionError("whole canvases are read here, without a drafter: set draft to 0")
+        return self.again.ahead(row, place, tokens)
+
     def _let_go(self, rows: Tensor) -> None:
         """Keep of the cache what ``rows`` need."""
         if len(rows) < len(self.rows):
@@ -90,32 +107,31 @@ def _guidance(model: Model, cache: Cache, options: SamplingOptions) -> list[floa
 
 def _again(model: Model, cache: Cache, lengths: Tensor, guidance: Sequence[float]) -> "Again | None":
     """None where the network has no rereader."""
-    reader, deaf = model.network.rereader(cache), None
-    if reader is not None and max(guidance) > 0:
-        everyone = torch.ones(len(lengths), dtype=torch.bool, device=cache.audio.device)
-        deaf = model.network.rereader(model.network.without_audio(cache, everyone))
-    return None if reader is None else Again(reader, model.tokenizer, lengths, deaf=deaf, guidance=guidance)
+    deaf: Cache | None = None
+    if max(guidance) > 0:
+        deaf = model.network.without_audio(cache, torch.ones(len(lengths), dtype=torch.bool, device=cache.audio.device))
+    reader = model.network.rereader(cache, deaf)
+    return None if reader is None else Again(reader, model.tokenizer, lengths, guidance)
 
 
 class Again:
     """Logits of canvases that are text and then ends, where only what has changed need be read again."""
 
-    def __init__(
-        self,
-        reader: Rereader,
-        tokenizer: Tokenizer,
-        lengths: Tensor,
-        *,
-        deaf: Rereader | None = None,
-        guidance: Sequence[float] = (),
-    ) -> None:
-        """lengths: (B,) canvas places that each row uses. deaf: reads the same without the sound, for the rows that
-        have ``guidance``."""
+    def __init__(self, reader: Rereader, tokenizer: Tokenizer, lengths: Tensor, guidance: Sequence[float] = ()) -> None:
+        """lengths: (B,) canvas places that each row uses. guidance: of each row; none: of no row. Where some have it,
+        ``reader`` has each row twice, the second time without the sound."""
         self._reader, self._end, self._lengths = reader, tokenizer.end, lengths.tolist()
-        self._deaf, self._guidance = deaf, guidance
+        self._guidance = list(guidance) or [0.0] * len(lengths)
         self._sure = torch.full((tokenizer.size,), _NEVER)
         self._sure[self._end] = 0.0
         self._told = self._sure.repeat(len(lengths), max(self._lengths, default=0), 1)  # (B, L, V)
+        self._of_sure = [float(part) for part in beliefs(self._sure[None, None])]
+        self._beliefs = [torch.full(self._told.shape[:2], part) for part in self._of_sure]
+        self._beliefs[0] = self._beliefs[0].long()
+        self.given: Tensor | None = None
+        """What it has told last,"""
+        self.believed = (self._beliefs[0], self._beliefs[1], self._beliefs[2])
+        """and what is believed by it."""
 
     def __call__(self, canvas: Tensor, rows: Tensor) -> Tensor:
         """Logits (R, L, V) of the canvas (R, L) of ``rows`` (R,); behind the first end, ends are sure."""
@@ -128,16 +144,36 @@ class Again:
             if used > first:  # a full canvas has no place behind its text
                 told[first:used] = logits[: used - first]
             told[used:] = self._sure
-        return self._told if len(rows) == len(self._told) else self._told[rows]
+            for part, new, sure in zip(self._beliefs, beliefs(told[None, first:used]), self._of_sure, strict=True):
+                part[row, first:used], part[row, used:] = new[0], sure
+        everyone = len(rows) == len(self._told)
+        self.given = self._told if everyone else self._told[rows]
+        tokens, totals, entropies = self._beliefs if everyone else [part[rows] for part in self._beliefs]
+        self.believed = tokens, totals, entropies
+        return self.given
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the reader has a drafter."""
+        return self._reader.drafts
+
+    def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Tensor:
+        """See Asking; guided as the canvas is."""
+        weight = self._guidance[row]
+        told = self._reader.ahead([row, self._deaf(row)] if weight > 0 else [row], place, tokens)
+        return guided(told[:1], told[1:], weight) if weight > 0 else told
+
+    def _deaf(self, row: int) -> int:
+        """Which row of the reader is the same without the sound."""
+        return len(self._lengths) + row
 
     def _read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> Sequence[tuple[int, Tensor]]:
-        told = list(self._reader.read(texts))
-        if self._deaf is None:
-            return told
-        places = [place for place, (row, _) in enumerate(texts) if self._guidance[row] > 0]
-        unheard = self._deaf.read([texts[place] for place in places])
-        for place, (_, logits) in zip(places, unheard, strict=True):
-            first, heard = told[place]
-            if len(logits):
-                told[place] = first, guided(heard, logits, self._guidance[texts[place][0]])
+        again = [(self._deaf(row), text) for row, text in texts if self._guidance[row] > 0]
+        found = self._reader.read([*texts, *again])
+        unheard = iter(found[len(texts) :])
+        told = []
+        for (row, _), (first, heard) in zip(texts, found, strict=False):
+            weight = self._guidance[row]
+            other = next(unheard)[1] if weight > 0 else heard
+            told.append((first, guided(heard, other, weight) if weight > 0 and len(heard) else heard))
         return told

@@ -5,6 +5,7 @@ CTC says what it heard, how much canvas that needs and where each token was; the
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from diffasr.comparisons import joint_rows
 from diffasr.confidence import judged
 from diffasr.diffusion import ctc, vote
 from diffasr.diffusion.corrupt import corrupt
+from diffasr.diffusion.joint import Ahead, Opinion, opinions
 from diffasr.diffusion.sampler import Draft, Renew, SamplingOptions, Step, closed, fresh_rows, sample
 from diffasr.errors import OptionError
 from diffasr.hotwords import Hotwords, favoured
@@ -209,10 +211,10 @@ def denoise_steps(
     match options.accept:
         case "joint":
             hints.fill_(-1)  # they would have to move with every word
-            renewed = _joint(model, cache, lengths, options)
+            renewed = _joint(model, cache, lengths, options, ask)
         case "prefix" if options.start != "noise":
             renewed = renew
-    yield from sample(denoise, canvas, lengths, options, end=end, renew=renewed, seeds=seeds)
+    yield from sample(denoise, canvas, lengths, options, end=end, renew=renewed, seeds=seeds, believe=ask.beliefs)
 
 
 def _resolved(model: Model, options: SamplingOptions) -> SamplingOptions:
@@ -231,15 +233,21 @@ def _resolved(model: Model, options: SamplingOptions) -> SamplingOptions:
     return replace(options, accept="joint" if spells and is_plain else "prefix")
 
 
-def _joint(model: Model, cache: Cache, lengths: Tensor, options: SamplingOptions) -> Renew:
+def _joint(model: Model, cache: Cache, lengths: Tensor, options: SamplingOptions, ask: Asking) -> Renew:
     """CTC and the denoiser write each row's canvas together; what CTC knows of the row is kept from step to step."""
     rows = joint_rows(model, cache, options)
+
+    def told(row: int, place: int, tokens: Sequence[int], own: int) -> Opinion:
+        return opinions(ask.ahead(row, place, tokens), [own])[0]
+
+    most = options.drafted if ask.drafts else 0
+    ahead = [Ahead(most=most, told=partial(told, row)) if most else None for row in range(len(rows))]
 
     def renew(step: Step) -> Tensor:
         fresh = torch.full_like(step.canvas, model.tokenizer.end)
         for place, row in enumerate(step.rows.tolist()):
             size = int(lengths[row])
-            fresh[place, :size] = rows[row].rewritten(step.canvas[place, :size], step.logits[place, :size])
+            fresh[place, :size] = rows[row].rewritten(step.canvas[place, :size], step.logits[place, :size], ahead[row])
         return fresh
 
     return renew

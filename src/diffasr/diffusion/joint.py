@@ -10,13 +10,13 @@ it knows a language badly, each change needs consent (``caution``): what it gain
 text gains or loses with CTC.
 
 The first change of a step is right given all before it. Those behind it were asked for before that change was known, so
-they are made only where the model is sure, some places away from the change before, and where CTC does not object. The
-next step looks at everything again.
+they are made only where the model is sure, some places away from the change before, and where CTC does not object.
+Where there is a drafter, it says what follows right behind a change. The next step looks at everything again.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from diffasr.text import Spelling
 
 CALM = 1
 """Places behind a change that are left as they are for a step."""
-GUARD = 5.0
+GUARD = 12.0
 """Nats that the whole text may lose with CTC for a change that is not the first."""
 REACH = 8
 """Places among which the rest of the text may go on."""
@@ -73,6 +73,48 @@ class Known:
         return next((n for n in range(place, len(self.kept)) if self.kept[n]), len(self.kept))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """What a drafter says of places that nobody has read yet."""
+
+    most: int
+    """Tokens behind which it is asked, at most."""
+    told: Callable[[int, Sequence[int], int], Opinion]
+    """Of the place behind the first so many tokens of the text and some new ones; the last: what stands there."""
+
+
+@dataclass
+class _Page:
+    """A text while it is written anew."""
+
+    done: list[tuple[int, bool]] = field(default_factory=list)
+    """Its tokens, and which are kept ones."""
+    text: str = ""
+    place: int = 0
+    """Of the text before, that which is next."""
+    changes: int = 0
+    calm: int = 0
+    """Places that are left as they are."""
+    begun: int = 0
+    """Where changes without a pause began, the last time."""
+    run: tuple[int, ...] = ()
+    """What was written there, if it goes on up to here."""
+
+    def write(self, token: int, name: str, found: int, *, is_kept: bool, is_new: bool) -> None:
+        """Go on with a token, and ``found`` places further in the text before; a new one is a change."""
+        if is_new:
+            self.begun = self.begun if self.run else self.place
+            self.changes, self.calm = self.changes + 1, CALM
+        self.run = (*self.run, token) if is_new else ()
+        self.done.append((token, is_kept))
+        self.text, self.place = self.text + name, self.place + found
+
+    def back_to(self, done: list[tuple[int, bool]], place: int, text: str) -> None:
+        """Take back what was written twice, and go on at ``place``."""
+        self.done, self.place, self.text, self.run = done, place, text, ()
+        self.changes, self.calm = self.changes + 1, CALM
+
+
 class Joint:
     """The text of one canvas, step by step."""
 
@@ -95,24 +137,28 @@ class Joint:
         heard, self.backwards = both_ways(sound, spelling)
         self.forwards: Lattice | Fluent = heard if fluency is None else Fluent(heard, fluency)
 
-    def rewritten(self, canvas: Tensor, logits: Tensor) -> Tensor:
+    def rewritten(self, canvas: Tensor, logits: Tensor, ahead: Ahead | None = None) -> Tensor:
         """The canvas (L,) after one step, from the denoiser's logits (L, V); behind its text it is ``end``."""
         tokens: list[int] = canvas.tolist()
         tokens = tokens[: tokens.index(self.end)] if self.end in tokens else tokens
         out = torch.full_like(canvas, self.end)
-        new = self.step(tokens, opinions(logits, [*tokens, self.end]))[: len(canvas)]
+        new = self.step(tokens, opinions(logits, [*tokens, self.end]), ahead)[: len(canvas)]
         out[: len(new)] = torch.tensor(new, dtype=out.dtype)
         return out
 
-    def step(self, tokens: Sequence[int], opinions: Sequence[Opinion]) -> list[int]:
+    def step(self, tokens: Sequence[int], opinions: Sequence[Opinion], ahead: Ahead | None = None) -> list[int]:
         """The text after one step: the same where nothing is to be changed.
 
         tokens: (U,) without the end. opinions: (U + 1) of each place and of the one behind the last.
         """
-        return [token for token, _ in self.written(tokens, opinions)]
+        return [token for token, _ in self.written(tokens, opinions, ahead=ahead)]
 
     def written(
-        self, tokens: Sequence[int], opinions: Sequence[Opinion], known: Known | None = None
+        self,
+        tokens: Sequence[int],
+        opinions: Sequence[Opinion],
+        known: Known | None = None,
+        ahead: Ahead | None = None,
     ) -> list[tuple[int, bool]]:
         """The same with what is ``known`` of it: each token, and whether it is a kept one.
 
@@ -120,42 +166,45 @@ class Joint:
         weighed against what CTC says of the whole, for what is kept behind it can speak against it.
         """
         names, after = self.spelling.names, self._rests(tokens)
-        done, text = list[tuple[int, bool]](), ""
-        place = calm = changes = 0
-        while place <= len(tokens) and len(done) < len(tokens) + GROWTH:
-            is_last = place == len(tokens)
-            own = self.end if is_last else tokens[place]
+        page = _Page()
+        while page.place <= len(tokens) and len(page.done) < len(tokens) + GROWTH:
+            place = page.place
+            own = self.end if place == len(tokens) else tokens[place]
             is_kept = known is not None and known.keeps(place)
             stop = len(tokens) if known is None else known.next(place)
-            chosen, resumed = own, place + 1
-            if not is_kept and (is_last or not calm):
-                told = opinions[place] if known is None else self._allowed(opinions[place], done, known, stop)
-                chosen = self._best(text, own, told, is_first=not changes)
-            calm = max(0, calm - 1)
-            if chosen != own:
-                consent = self._consent(told, chosen, is_known=known is not None, is_first=not changes)
-                found = self._resumed(text, chosen, after[place : stop + 1], consent)
-                if found is None:  # CTC objects
-                    chosen = own
-                else:
-                    resumed, changes, calm = place + found, changes + 1, CALM
+            told = None if is_kept else self._told(page, own, opinions, ahead)
+            if told is not None and known is not None:
+                told = self._allowed(told, page.done, known, stop)
+            chosen, found = own, 1
+            if told is not None:
+                chosen = self._best(page.text, own, told, is_first=not page.changes)
+            if told is not None and chosen != own:
+                consent = self._consent(told, chosen, is_known=known is not None, is_first=not page.changes)
+                resumed = self._resumed(page.text, chosen, after[place : stop + 1], consent)
+                chosen, found = (own, 1) if resumed is None else (chosen, resumed)  # None: CTC objects
+            page.calm = max(0, page.calm - 1)
             if chosen == self.end:
                 break
             if chosen != own and known is not None:
-                shorter = self._undoubled([*done, (chosen, False)], tokens[stop:], after[stop], after[resumed])
+                new = [*page.done, (chosen, False)]
+                shorter = self._undoubled(new, tokens[stop:], after[stop], after[place + found])
                 if shorter is not None:  # it is the kept text itself that was meant
-                    done, place = shorter, stop
-                    text = "".join(names[token] for token, _ in done)
+                    page.back_to(shorter, stop, "".join(names[token] for token, _ in shorter))
                     continue
-            done.append((chosen, is_kept))
-            text, place = text + names[chosen], resumed
-        return done
+            page.write(chosen, names[chosen], found, is_kept=is_kept, is_new=chosen != own)
+        return page.done
 
     def next(self, tokens: Sequence[int], opinion: Opinion) -> int:
         """The token behind ``tokens``, of those of ``opinion``: one place alone."""
         text = "".join(self.spelling.names[token] for token in tokens)
         likeliest = replace(opinion, own=opinion.log_probabilities[0])
         return self._best(text, opinion.tokens[0], likeliest, is_first=True)
+
+    def _told(self, page: _Page, own: int, opinions: Sequence[Opinion], ahead: Ahead | None) -> Opinion | None:
+        """What is said of the place that is next: behind a change by the drafter, a little further by nobody."""
+        if ahead is not None and 0 < len(page.run) <= ahead.most:
+            return ahead.told(page.begun, page.run, own)
+        return None if page.calm and own != self.end else opinions[page.place]
 
     def _best(self, text: str, own: int, opinion: Opinion, *, is_first: bool) -> int:
         """The token that both find likeliest behind ``text``."""

@@ -20,9 +20,13 @@ from diffasr.errors import OptionError
 
 FEW, MANY = 8, 4096
 """Places whose logits are looked at together: on a CPU, and on a GPU, which is quick if it is seldom asked."""
+FEW_STEPS = 4
+"""So many steps make a drafter worth its price."""
 WORTHWHILE = 0.25
 """Share of the rows in hand that must be finished before they leave: what a network remembers of the others is copied
 then, which costs them a part of a step."""
+Beliefs = tuple[Tensor, Tensor, Tensor]
+"""See ``beliefs``."""
 Denoise = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """Canvas (R, L), the step before's logits (R, L, V) or None, and which rows of the batch these are (R,), to logits
 (R, L, V)."""
@@ -44,6 +48,7 @@ class Step:
     """(R, L) bool: which of them stay."""
 
 
+Believe = Callable[[Tensor], Beliefs]
 Renew = Callable[[Step], Tensor]
 """What takes the place of all that was not accepted: (R, L) tokens."""
 
@@ -99,6 +104,10 @@ class SamplingOptions:
     others in proportion to their distance from its start."""
     confidence: float = 0.1
     """With ``joint``: how likely a token must be to change a place behind the first change of a step."""
+    draft: int | None = None
+    """With ``joint``, on a CPU, where the checkpoint has a drafter: tokens behind which it goes on, in a step, where a
+    change was made; 0: it is not asked. None: 2 where there are at most four steps, else 0: with more, the next step
+    tells as well and as soon."""
     stop_entropy: float = 0.005
     """A row is done when its text did not change in a step and its mean entropy is under this, in nats; with
     ``prefix`` and ``joint``, when the step changed nothing and is not the first."""
@@ -121,8 +130,8 @@ class SamplingOptions:
     """Of the random numbers. Same seed, same transcript."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("votes", 1), ("beam", 0)):
-            if getattr(self, name) < least:
+        for name, least in (("steps", 1), ("votes", 1), ("beam", 0), ("draft", 0)):
+            if (getattr(self, name) or 0) < least:
                 raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.alternatives <= self.votes:
             raise OptionError(
@@ -140,6 +149,11 @@ class SamplingOptions:
                      "letter_bonus"):  # fmt: skip
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
+
+    @property
+    def drafted(self) -> int:
+        """``draft``, or what it is where nothing is asked for."""
+        return 2 * (self.steps <= FEW_STEPS) if self.draft is None else self.draft
 
     def temperature_at(self, step: int) -> float:
         """Linear from the first to the last of ``steps``; a single step uses the final one."""
@@ -174,12 +188,14 @@ def sample(  # noqa: PLR0913
     end: int,
     renew: Renew | None = None,
     seeds: Sequence[int] | None = None,
+    believe: Believe | None = None,
 ) -> Iterator[Draft]:
     """Denoise ``canvas`` (B, L), of which each row uses ``lengths``, and yield a draft a step.
 
     Behind a row's first ``end`` everything is ``end``. What a step does not accept is given to ``renew``; without one
     it is drawn anew from noise. Each row draws from its own generator, so that a row's text does not depend on its
-    neighbours; seeds: of each row, None: that of ``options`` for all. A row that is finished keeps its draft and leaves
+    neighbours; seeds: of each row, None: that of ``options`` for all. believe: what tells ``beliefs`` of the logits,
+    where somebody knows a quicker way. A row that is finished keeps its draft and leaves
     the batch, with others that are; when all are, no more steps follow. All of this is on the CPU but the logits, which
     stay where ``denoise`` made them.
     """
@@ -193,7 +209,7 @@ def sample(  # noqa: PLR0913
         real, seen = everything[rows], canvas[rows]  # (R, L)
         mine, own = [sizes[row] for row in rows.tolist()], [dice[row] for row in rows.tolist()]
         logits = denoise(seen, previous, rows).float()
-        best_tokens, total, entropy = (found.cpu() for found in beliefs(logits))  # (R, L) each
+        best_tokens, total, entropy = (found.cpu() for found in (believe or beliefs)(logits))  # (R, L) each
         drawn = _draw(logits, best_tokens, options.temperature_at(step - 1), mine, own)
         chosen, surprise = closed(drawn, end), total - _of(logits, drawn)
         accepted = _accepted(options, real, chosen == seen, entropy, surprise)
@@ -245,7 +261,7 @@ def _staying(finished: Tensor) -> Tensor:
     return ~finished if int(finished.sum()) >= WORTHWHILE * len(finished) else torch.ones_like(finished)
 
 
-def beliefs(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def beliefs(logits: Tensor) -> Beliefs:
     """(B, L, V) logits to the likeliest tokens, the logarithm of the sum of exponentials, and the entropy in nats, all
     (B, L). A few places at a time: what is V wide then stays in the processor's cache."""
     parts = []

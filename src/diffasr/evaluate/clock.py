@@ -24,7 +24,7 @@ class Times:
     """What some decoding cost."""
 
     seconds: dict[str, float]
-    """By stage: features, encoder, prefill, denoise, ctc, ar, and text for all that is left (sampler, tokenizer)."""
+    """By stage: features, encoder, prefill, denoise, draft, ctc, ar, and text for what is left (sampler, tokenizer)."""
     calls: dict[str, int]
     """Network calls by stage; of ``denoise`` these are the steps that were run."""
 
@@ -62,10 +62,10 @@ class Clock:
         with self._call("denoise", canvas):
             return self._network.denoise(canvas, cache, **known)
 
-    def rereader(self, cache: Cache) -> Any:
-        """See Network; each call of its ``read`` counted as denoise."""
-        plain = self._network.rereader(cache)
-        return None if plain is None else _Timed(plain, partial(self._call, "denoise", cache.audio))
+    def rereader(self, cache: Cache, deaf: Cache | None = None) -> Any:
+        """See Network; each call of its ``read`` counted as denoise, of ``ahead`` as draft."""
+        plain = self._network.rereader(cache, deaf)
+        return None if plain is None else _Timed(plain, partial(self._call, like=cache.audio))
 
     def ctc_logits(self, speech: Speech, labels: Tensor | None = None) -> Tensor:
         """See Network; counted as ctc."""
@@ -107,12 +107,20 @@ class Clock:
 
 
 class _Timed:
-    def __init__(self, reader: Rereader, call: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, reader: Rereader, call: Callable[[str], AbstractContextManager[None]]) -> None:
         self._reader, self._call = reader, call
 
     def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[tuple[int, Tensor]]:
-        with self._call():
+        with self._call("denoise"):
             return self._reader.read(texts)
+
+    @property
+    def drafts(self) -> bool:
+        return self._reader.drafts
+
+    def ahead(self, rows: Sequence[int], place: int, tokens: Sequence[int]) -> Tensor:
+        with self._call("draft"):
+            return self._reader.ahead(rows, place, tokens)
 
 
 def _wait(device: torch.device) -> None:

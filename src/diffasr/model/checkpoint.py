@@ -24,6 +24,7 @@ from diffasr.errors import ModelError, OptionError
 from diffasr.letters import Letters
 from diffasr.model import hub, quantised
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
+from diffasr.model.drafter import Drafter
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.placement import Target, cards
 from diffasr.model.precision import Precision
@@ -69,6 +70,7 @@ def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
         vocabulary=text.vocabulary, width=text.width, heads=text.heads, layers=text.layers, hidden=text.hidden,
         positions=text.positions,
     )  # fmt: skip
+    decoder.drafter = Drafter(text.width, text.heads, text.draft, text.hidden) if text.draft else None
     prefixes = torch.tensor([tokenizer.prefix(code) for code in LANGUAGES])
     return WhisperNetwork(encoder, projector, decoder, prefixes, torch.tensor(tokenizer.alphabet))
 
@@ -199,8 +201,8 @@ def save(
 ) -> None:
     """Write a checkpoint folder; what was there before under the same names is replaced, each file whole.
 
-    Of a gemma model the adapter is written, not the language model. int8: the matrices of all layers and the token
-    embedding; everything else is float16 then.
+    Of a gemma model the adapter is written, not the language model. int8: the matrices of all layers, the convolutions
+    behind the first and the token embedding; everything else is float16 then.
     """
     if quantised.holds(model.network):
         raise ModelError(f"{model.config.name} is in int8, which can't be saved: load it with precision='full'")
@@ -208,11 +210,19 @@ def save(
     is_gemma = model.config.backbone == "gemma"
     state = _gemma_part("adapter").adapter(model.network) if is_gemma else model.network.state_dict()
     for name, value in state.items():
-        if precision == "int8" and value.ndim == 2 and (".layers." in name or name == "decoder.embed_tokens.weight"):
+        if precision == "int8" and _is_large(name, value):
             weights[name], weights[f"{name}.scale"] = quantise(value)
         else:
             weights[name] = value.to(torch.float32 if precision == "float32" else torch.float16).contiguous()
     write(folder, weights | (model.letters.state() if model.letters else {}), model.config, model.tokenizer)
+
+
+def _is_large(name: str, value: Tensor) -> bool:
+    """Whether it is worth to be stored in int8: all that runs in int8 (quantised.py) but what is small."""
+    if value.ndim == 3:
+        return name.startswith(("encoder.conv2.", "projector.convs."))
+    named = ".layers." in name or name == "decoder.embed_tokens.weight" or name.startswith("decoder.drafter.")
+    return named and value.ndim == 2
 
 
 def write(

@@ -56,6 +56,8 @@ class DecoderConfig:
     layers: int
     hidden: int
     positions: int = 448
+    draft: int = 0
+    """Layers of the drafter (``model.drafter``), 0 for none; at most ``layers``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,7 @@ class ModelConfig:
             raise ModelError(f"config.json lacks {error}: it is not of a diffasr model") from error
 
 
+_MAY_BE_NONE = {(ProjectorConfig, name) for name in ("steady", "layers", "letters")} | {(DecoderConfig, "draft")}
 _DECODERS: dict[str, type[DecoderConfig | GemmaConfig]] = {"whisper": DecoderConfig, "gemma": GemmaConfig}
 
 
@@ -168,7 +171,7 @@ def _read(kind: type[T], fields: dict[str, Any]) -> T:
     except TypeError as error:
         raise ModelError(f"config.json: {kind.__name__}: {error}") from error
     for name, value in fields.items():
-        least = 0 if name in ("steady", "layers", "letters") and kind is ProjectorConfig else 1
+        least = 0 if (kind, name) in _MAY_BE_NONE else 1
         if not _is_valid(name, value, least):
             raise ModelError(f"config.json: {kind.__name__}: {name} is {value!r}")
     return made

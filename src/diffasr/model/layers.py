@@ -131,6 +131,13 @@ class Past:
         self.keys_values = new
         return new
 
+    def first(self, length: int) -> "Past":
+        """Another one, of the first ``length`` places."""
+        other = Past()
+        other.keys_values = self.keys_values
+        other.cut(length)
+        return other
+
     def cut(self, length: int) -> None:
         """Forget all but the first ``length`` places."""
         if self.keys_values is not None:

@@ -36,7 +36,7 @@ class Cache:
     languages: Tensor
     """(B,) int64: index into ``text.LANGUAGES`` of the language that each row is written in."""
     language_logits: Tensor
-    """(B, 6): what the model thought before it was told."""
+    """(B, 6): what the model thinks, of those rows whose language it was not told."""
     memory: Any
     """The backbone's own keys and values."""
     context: Tensor | None = None
@@ -70,9 +70,10 @@ class Network(Protocol):
         """
         ...
 
-    def rereader(self, cache: Cache) -> "Rereader | None":
+    def rereader(self, cache: Cache, deaf: Cache | None = None) -> "Rereader | None":
         """What reads texts again of which only the end has changed; None where that saves nothing: where places see
-        later ones, or on an accelerator, which reads a whole canvas at once."""
+        later ones, or on an accelerator, which reads a whole canvas at once. deaf: the cache without the sound, whose
+        rows then come behind those of ``cache``."""
         ...
 
     def slots(self, speech: Speech) -> Tensor:

@@ -82,8 +82,7 @@ def put_(network: nn.Module, stored: Stored) -> None:
         elif isinstance(module, nn.Linear):
             network.set_submodule(name, QuantisedLinear(*_taken(stored, name)))
         elif isinstance(module, nn.Conv1d):
-            weight, bias = stored.pop(f"{name}.weight"), stored.find(f"{name}.bias")
-            network.set_submodule(name, QuantisedConv(weight, bias, stride=module.stride[0]))
+            network.set_submodule(name, QuantisedConv(*_taken(stored, name), stride=module.stride[0]))
 
 
 def _join_(modules: dict[str, nn.Module], stored: Stored, fits: set[str]) -> None:
@@ -170,12 +169,12 @@ class QuantisedLinear(nn.Module):
 class QuantisedConv(nn.Module):
     """A convolution over time as one product: of a frame with its neighbours, side by side in memory."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, stride: int) -> None:
-        """weight: (N, C, kernel) float; bias: (N,)."""
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, *, stride: int) -> None:
+        """weight: (N, C, kernel) int8; scale, bias: (N,)."""
         super().__init__()
         _, self.width, self.kernel = weight.shape
         self.stride = stride
-        self.linear = QuantisedLinear(*quantise(weight.transpose(1, 2).flatten(1)), bias)
+        self.linear = QuantisedLinear(weight.transpose(1, 2).flatten(1), scale, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) to (B, N, ceil(T / stride)); the padding is that of ``kernel // 2`` zeros."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffasr.model.drafter import Drafter
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.layers import Block, KeysValues, Past, key_mask, table
 from diffasr.model.memory import Memory, chosen, silent
@@ -99,6 +100,7 @@ class WhisperDecoder(nn.Module):
         self.conditioning = Conditioning(width)
         self.future = nn.Parameter(torch.zeros(layers, heads))
         self.heads = heads
+        self.drafter: Drafter | None = None
         self.joint: nn.Module | None = None
         """Keys and values of all layers in one product, where somebody has joined them: quantised.py."""
 
@@ -130,6 +132,19 @@ class WhisperDecoder(nn.Module):
         for block, keys_values, mask in zip(self.layers, speech, views, strict=True):
             x = block(x, mask, (keys_values, speech_mask), causal=lengths is None, lengths=real)
         return self.layer_norm(x)
+
+    def traced(self, x: Tensor, memory: Memory, last: int) -> tuple[Tensor, list[KeysValues], Tensor]:
+        """Causal, as ``forward`` without lengths: what the first layer reads, keys and values of the ``last`` layers,
+        and the hidden states."""
+        speech, mask = memory
+        x = seen = x + self.embed_positions.weight[: x.shape[1]]
+        kept = []
+        for block, keys_values in zip(cast("list[Block]", list(self.layers)), speech, strict=True):
+            past = Past()
+            sight = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+            x = block(x, sight, (keys_values, mask), past=past)
+            kept.append(cast("KeysValues", past.keys_values))
+        return seen, kept[-last:], self.layer_norm(x)
 
     def go_on(self, x: Tensor, memory: Memory, past: list[Past]) -> Tensor:
         """Causal, as ``forward`` without lengths, but (B, U, D) are read behind ``past``, which grows: (B, U, D)."""
@@ -207,9 +222,7 @@ class WhisperNetwork(nn.Module):
         mask = None if bool((speech.lengths == size).all()) else key_mask(speech.lengths, size)
         memory = (self.decoder.listen(speech.frames), mask)
         slots, labels = self.slots(speech), self._label(audio)  # (B,), (B, N, C)
-        logits = self._language_logits(memory) + self._language_evidence(labels, slots)
-        guess = logits.argmax(1)
-        known = guess if languages is None else torch.where(languages < 0, guess, languages)
+        logits, known = self._languages(memory, labels, slots, languages)
         return Cache(
             audio=audio,
             slots=slots,
@@ -218,6 +231,15 @@ class WhisperNetwork(nn.Module):
             language_logits=logits,
             memory=memory,
         )
+
+    def _languages(self, memory: Memory, labels: Tensor, slots: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits (B, 6) and languages (B,). Where it was ``told`` all of them it does not listen for them."""
+        told = torch.full_like(slots, -1) if told is None else told
+        sure = F.one_hot(told.clamp_min(0), len(self.prefixes)).to(labels.dtype).log()
+        if bool((told >= 0).all()):
+            return sure, told
+        logits = self._language_logits(memory) + self._language_evidence(labels, slots)
+        return torch.where(told[:, None] < 0, logits, sure), torch.where(told < 0, logits.argmax(1), told)
 
     def slots(self, speech: Speech) -> Tensor:
         """See Network."""
@@ -291,14 +313,14 @@ class WhisperNetwork(nn.Module):
         hidden = decoder(x, cache.memory, before + lengths)[:, before:]
         return decoder.unembed(hidden)  # (B, L, V)
 
-    def rereader(self, cache: Cache) -> Rereader | None:
+    def rereader(self, cache: Cache, deaf: Cache | None = None) -> Rereader | None:
         """See Network."""
         if cache.audio.device.type != "cpu" or not self.decoder.is_blind:
             return None
         prefixes = self.prefixes[cache.languages]
         if cache.context is not None:
             prefixes = torch.cat((cache.context.expand(len(prefixes), -1), prefixes), dim=1)
-        return Rereader(self.decoder, prefixes, cache.memory)
+        return Rereader(self.decoder, prefixes, cache.memory, None if deaf is None else deaf.memory)
 
     def ar_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
         """See Network."""

@@ -259,9 +259,8 @@ def part_of(name: str) -> str:
         return "lora"
     first, second = (*name.split("."), "")[:2]
     if first == "decoder":
-        return {"conditioning": "conditioning", "future": "conditioning", "embed_tokens": "embedding"}.get(
-            second, "decoder"
-        )
+        part = {"future": "conditioning", "embed_tokens": "embedding"}.get(second, second)
+        return part if part in ("conditioning", "embedding", "drafter") else "decoder"
     return first if first in ("encoder", "projector") else "frozen"
 
 

@@ -1,4 +1,4 @@
-"""One batch in, three losses out."""
+"""One batch in, its losses out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from diffasr.model.network import Cache, Network, Speech
 from diffasr.text import LANGUAGES, Tokenizer
 from diffasr.train.context import fitted_draft, padded, part, read_row
 from diffasr.train.data import Batch
+from diffasr.train.drafting import draft_loss
 from diffasr.train.stages import Stage
 
 OTHER_DICE = 0x9E3779B9
@@ -46,9 +47,13 @@ def losses(
         logits = network.ctc_logits(speech, labels) + weight
         slots = network.slots(speech)
         out["ctc"] = ctc_loss(logits, slots, places, batch.piece_lengths, blank=0).mean()
-    if stage.diffusion == 0 and stage.ar == 0 and stage.distil == 0:
+    if not (stage.diffusion or stage.ar or stage.distil or stage.draft):
         return out
     cache = network.prefill(speech, batch.languages)
+    if stage.draft > 0:
+        out["draft"] = draft_loss(network, batch, cache, stage.draft_noise, generator)
+    if not (stage.diffusion or stage.ar or stage.distil):
+        return out
     blurred = ctc.blurred(cache.ctc.detach().float(), most=stage.blur, generator=generator)
     paths = ctc.heard(blurred, cache.slots, blank=tokenizer.blank, joined=tokenizer.joined)
     # What is done row by row is done on the CPU, with dice of its own: each question to a GPU is a wait for it.
