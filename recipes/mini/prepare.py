@@ -5,7 +5,7 @@ python recipes/mini/prepare.py decode MANIFEST --out work/wav/NAME [--workers 16
 python recipes/mini/prepare.py features MANIFEST --init work/init --out work/features/NAME [--padded]
 python recipes/mini/prepare.py blend runs/mini/model --init work/init --encoder 0.6 --decoder 0.75 --out runs/mini-blend
 python recipes/mini/prepare.py deepen runs/mini-blend --layers 4 --out runs/mini-deep
-python recipes/mini/prepare.py drafter runs/mini-denoiser/model --layers 2 --out runs/mini-both
+python recipes/mini/prepare.py drafter runs/mini-denoiser/model --layers 2 --out work/drafter
 python recipes/mini/prepare.py letters --shared ../shared --out work/letters.safetensors
 python recipes/mini/prepare.py export runs/mini/model --letters work/letters.safetensors --out src/diffasr/assets/mini
 """
@@ -108,7 +108,7 @@ def _decode(source: Path, target: Path) -> None:
     soundfile.write(target, load_audio(source).clip(-1, 1), SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
-def features(manifest: Path, start: Path, out: Path, *, padded: bool, threads: int) -> None:
+def features(manifest: Path, start: Path, out: Path, *, padded: bool, threads: int = 2) -> None:
     """Run the frozen encoder over a manifest; go on where an interrupted run stopped."""
     torch.set_num_threads(threads)
     encoder = checkpoint.load(start).network.encoder

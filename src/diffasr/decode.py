@@ -247,7 +247,8 @@ def _joint(model: Model, cache: Cache, lengths: Tensor, options: SamplingOptions
         fresh = torch.full_like(step.canvas, model.tokenizer.end)
         for place, row in enumerate(step.rows.tolist()):
             size = int(lengths[row])
-            fresh[place, :size] = rows[row].rewritten(step.canvas[place, :size], step.logits[place, :size], ahead[row])
+            known = (part[place, :size] for part in (step.canvas, step.logits))
+            fresh[place, :size] = rows[row].rewritten(*known, ahead[row], step.total[place, :size])
         return fresh
 
     return renew

@@ -137,12 +137,15 @@ class Joint:
         heard, self.backwards = both_ways(sound, spelling)
         self.forwards: Lattice | Fluent = heard if fluency is None else Fluent(heard, fluency)
 
-    def rewritten(self, canvas: Tensor, logits: Tensor, ahead: Ahead | None = None) -> Tensor:
-        """The canvas (L,) after one step, from the denoiser's logits (L, V); behind its text it is ``end``."""
+    def rewritten(
+        self, canvas: Tensor, logits: Tensor, ahead: Ahead | None = None, total: Tensor | None = None
+    ) -> Tensor:
+        """The canvas (L,) after one step, from the denoiser's logits (L, V); behind its text it is ``end``. total: see
+        ``opinions``."""
         tokens: list[int] = canvas.tolist()
         tokens = tokens[: tokens.index(self.end)] if self.end in tokens else tokens
         out = torch.full_like(canvas, self.end)
-        new = self.step(tokens, opinions(logits, [*tokens, self.end]), ahead)[: len(canvas)]
+        new = self.step(tokens, opinions(logits, [*tokens, self.end], total), ahead)[: len(canvas)]
         out[: len(new)] = torch.tensor(new, dtype=out.dtype)
         return out
 
@@ -286,10 +289,13 @@ class Joint:
         return replace(opinion, tokens=[t for t, _ in pairs], log_probabilities=[p for _, p in pairs])
 
 
-def opinions(logits: Tensor, tokens: Sequence[int]) -> list[Opinion]:
-    """What (L, V) logits say of each of ``tokens``; where a full canvas has no place for the last, the end is sure."""
+def opinions(logits: Tensor, tokens: Sequence[int], total: Tensor | None = None) -> list[Opinion]:
+    """What (L, V) logits say of each of ``tokens``; where a full canvas has no place for the last, the end is sure.
+
+    total: (L,) the logarithm of the sum of their exponentials, where it is known.
+    """
     places = logits[: len(tokens)].float()
-    total = places.logsumexp(-1, keepdim=True)
+    total = (places.logsumexp(-1) if total is None else total[: len(places)].to(places.device))[:, None]
     top = places.topk(min(FEW, places.shape[1]), dim=-1)
     own = places.gather(1, torch.tensor(tokens[: len(places)], device=places.device)[:, None]) - total
     found = [

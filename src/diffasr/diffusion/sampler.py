@@ -42,6 +42,8 @@ class Step:
     """(R, L) what the denoiser saw."""
     logits: Tensor
     """(R, L, V) what it said, where it said it: on a GPU, maybe."""
+    total: Tensor
+    """(R, L) the logarithm of the sum of their exponentials."""
     drawn: Tensor
     """(R, L) a token for each place."""
     accepted: Tensor
@@ -216,7 +218,7 @@ def sample(  # noqa: PLR0913
         if renew is None:
             fresh = fresh_rows(mine, canvas.shape[1], own, vocabulary=logits.shape[2])
         else:
-            fresh = renew(Step(rows=rows, canvas=seen, logits=logits, drawn=drawn, accepted=accepted))
+            fresh = renew(Step(rows=rows, canvas=seen, logits=logits, total=total, drawn=drawn, accepted=accepted))
         now = torch.where(accepted, chosen, fresh)
         canvas = canvas.index_copy(0, rows, now)
         tokens, done = closed(best_tokens, end), _is_sure(entropy, real, options.stop_entropy)

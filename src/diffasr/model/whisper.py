@@ -37,6 +37,8 @@ BLIND = 100.0
 """The handicap from which on nothing is left of a later place."""
 HEARD = 0.5
 """What a CTC label counts for when the language is to be found; less than 1, for neighbours say much the same."""
+SURE = 100.0
+"""Nats that are between the language that was told and all others."""
 PACE = 10.0
 """How much faster than its number a head's handicap moves, so that one learning rate suits it too."""
 
@@ -235,7 +237,7 @@ class WhisperNetwork(nn.Module):
     def _languages(self, memory: Memory, labels: Tensor, slots: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits (B, 6) and languages (B,). Where it was ``told`` all of them it does not listen for them."""
         told = torch.full_like(slots, -1) if told is None else told
-        sure = F.one_hot(told.clamp_min(0), len(self.prefixes)).to(labels.dtype).log()
+        sure = SURE * (F.one_hot(told.clamp_min(0), len(self.prefixes)).to(labels.dtype) - 1)
         if bool((told >= 0).all()):
             return sure, told
         logits = self._language_logits(memory) + self._language_evidence(labels, slots)
