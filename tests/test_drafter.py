@@ -12,13 +12,15 @@ from test_step_causal import batch, run  # noqa: F401  (a fixture)
 from torch import Tensor
 
 from diffasr.diffusion.sampler import SamplingOptions
-from diffasr.errors import OptionError, RecipeError
+from diffasr.errors import ModelError, OptionError, RecipeError
 from diffasr.model import checkpoint, quantised
 from diffasr.model.checkpoint import Model
 from diffasr.model.drafter import DEPTH, Drafter, guesses
 from diffasr.model.reread import Rereader
 from diffasr.model.whisper import WhisperNetwork
 from diffasr.train.data import Batch
+from diffasr.train.loop import _prepare
+from diffasr.train.stages import Stage
 from diffasr.transcribe import load
 
 SAMPLES = Folder(__file__).parent.parent / "samples"
@@ -144,6 +146,22 @@ def test_padding_and_neighbours_are_not_learned_from(batch: Batch) -> None:  # n
 def test_a_model_without_one_can_t_learn_it(batch: Batch) -> None:  # noqa: F811
     with pytest.raises(RecipeError, match="drafter"):
         run(random_model().network, batch, diffusion=0.0, draft=1.0, rates={"drafter": 1e-3})
+    stage = Stage(name="s", steps=1, rates={"drafter": 1e-3}, diffusion=0.0, draft=1.0)
+    with pytest.raises(RecipeError, match="no drafter"):
+        _prepare(random_model().network, stage, seed=0)
+
+
+def test_what_it_imitates_is_not_moved_where_that_learns_too(batch: Batch) -> None:  # noqa: F811
+    network = drafting(1).network.requires_grad_(True)
+    run(network, batch, diffusion=0.0, draft=1.0, rates={"drafter": 1e-3})["draft"].backward()
+    moved = {name for name, p in network.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert {name for name in moved if "drafter" not in name} <= {"decoder.embed_tokens.weight"}
+    assert moved
+
+
+def test_it_can_t_be_larger_than_what_it_imitates() -> None:
+    with pytest.raises(ModelError, match="3 layers"):
+        drafting(3)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
@@ -185,8 +203,9 @@ def test_it_is_asked_where_there_are_few_steps_or_it_is_asked_for() -> None:
     assert told == [2, 2, 0, 0]
     assert SamplingOptions(steps=8, draft=3).drafted == 3
     assert SamplingOptions(steps=1, draft=0).drafted == 0
-    with pytest.raises(OptionError, match="draft"):
-        SamplingOptions(draft=-1)
+    for wrong in (-1, 9):
+        with pytest.raises(OptionError, match=f"draft must be from 0 to 8, got {wrong}"):
+            SamplingOptions(draft=wrong)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5])

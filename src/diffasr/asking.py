@@ -107,10 +107,10 @@ def _guidance(model: Model, cache: Cache, options: SamplingOptions) -> list[floa
 
 def _again(model: Model, cache: Cache, lengths: Tensor, guidance: Sequence[float]) -> "Again | None":
     """None where the network has no rereader."""
-    deaf: Cache | None = None
-    if max(guidance) > 0:
+    reader = model.network.rereader(cache)
+    if reader is not None and max(guidance) > 0:
         deaf = model.network.without_audio(cache, torch.ones(len(lengths), dtype=torch.bool, device=cache.audio.device))
-    reader = model.network.rereader(cache, deaf)
+        reader = model.network.rereader(cache, deaf)
     return None if reader is None else Again(reader, model.tokenizer, lengths, guidance)
 
 
@@ -148,7 +148,7 @@ class Again:
                 part[row, first:used], part[row, used:] = new[0], sure
         everyone = len(rows) == len(self._told)
         self.given = self._told if everyone else self._told[rows]
-        tokens, totals, entropies = self._beliefs if everyone else [part[rows] for part in self._beliefs]
+        tokens, totals, entropies = (part.clone() if everyone else part[rows] for part in self._beliefs)
         self.believed = tokens, totals, entropies
         return self.given
 

@@ -211,7 +211,7 @@ def denoise_steps(
     match options.accept:
         case "joint":
             hints.fill_(-1)  # they would have to move with every word
-            renewed = _joint(model, cache, lengths, options, ask)
+            renewed = _joint(model, cache, lengths, options, ask, [not path.favoured for path in paths])
         case "prefix" if options.start != "noise":
             renewed = renew
     yield from sample(denoise, canvas, lengths, options, end=end, renew=renewed, seeds=seeds, believe=ask.beliefs)
@@ -233,15 +233,20 @@ def _resolved(model: Model, options: SamplingOptions) -> SamplingOptions:
     return replace(options, accept="joint" if spells and is_plain else "prefix")
 
 
-def _joint(model: Model, cache: Cache, lengths: Tensor, options: SamplingOptions, ask: Asking) -> Renew:
-    """CTC and the denoiser write each row's canvas together; what CTC knows of the row is kept from step to step."""
+def _joint(
+    model: Model, cache: Cache, lengths: Tensor, options: SamplingOptions, ask: Asking, drafts: Sequence[bool]
+) -> Renew:
+    """CTC and the denoiser write each row's canvas together; what CTC knows of the row is kept from step to step.
+
+    drafts: which rows may ask the drafter, who favours no word.
+    """
     rows = joint_rows(model, cache, options)
 
     def told(row: int, place: int, tokens: Sequence[int], own: int) -> Opinion:
         return opinions(ask.ahead(row, place, tokens), [own])[0]
 
     most = options.drafted if ask.drafts else 0
-    ahead = [Ahead(most=most, told=partial(told, row)) if most else None for row in range(len(rows))]
+    ahead = [Ahead(most=most, told=partial(told, row)) if most and drafts[row] else None for row in range(len(rows))]
 
     def renew(step: Step) -> Tensor:
         fresh = torch.full_like(step.canvas, model.tokenizer.end)

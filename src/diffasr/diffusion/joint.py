@@ -27,8 +27,9 @@ from diffasr.text import Spelling
 
 CALM = 1
 """Places behind a change that are left as they are for a step."""
-GUARD = 12.0
-"""Nats that the whole text may lose with CTC for a change that is not the first."""
+GUARD, DRAFTED_GUARD = 5.0, 12.0
+"""Nats that the whole text may lose with CTC for a change that is not the first; and where a drafter goes on from it,
+for CTC then sees no more than the half of a word that is being changed."""
 REACH = 8
 """Places among which the rest of the text may go on."""
 FEW = 16
@@ -182,7 +183,8 @@ class Joint:
             if told is not None:
                 chosen = self._best(page.text, own, told, is_first=not page.changes)
             if told is not None and chosen != own:
-                consent = self._consent(told, chosen, is_known=known is not None, is_first=not page.changes)
+                guard = GUARD if ahead is None else DRAFTED_GUARD
+                consent = self._consent(told, chosen, guard, is_known=known is not None, is_first=not page.changes)
                 resumed = self._resumed(page.text, chosen, after[place : stop + 1], consent)
                 chosen, found = (own, 1) if resumed is None else (chosen, resumed)  # None: CTC objects
             page.calm = max(0, page.calm - 1)
@@ -237,13 +239,15 @@ class Joint:
             after.append(self.spelling.names[token] + after[-1])
         return after[::-1]
 
-    def _consent(self, told: Opinion, token: int, *, is_known: bool, is_first: bool) -> tuple[float, float]:
+    def _consent(
+        self, told: Opinion, token: int, guard: float, *, is_known: bool, is_first: bool
+    ) -> tuple[float, float]:
         """What must be at least 0 for a change to be made: the first number, and CTC's gain times the second."""
         gain = told.of(token) - told.own
         if self.caution > 0:
             return gain, self.caution
         if not is_first:
-            return GUARD, 1.0
+            return guard, 1.0
         return (gain, self.weight) if is_known else (0.0, 0.0)
 
     def _resumed(self, text: str, token: int, after: Sequence[str], consent: tuple[float, float]) -> int | None:

@@ -20,6 +20,8 @@ from diffasr.errors import OptionError
 
 FEW, MANY = 8, 4096
 """Places whose logits are looked at together: on a CPU, and on a GPU, which is quick if it is seldom asked."""
+MOST_DRAFTED = 8
+"""Tokens that a drafter, who learned to write two, can be asked to go on for."""
 FEW_STEPS = 4
 """So many steps make a drafter worth its price."""
 WORTHWHILE = 0.25
@@ -132,14 +134,7 @@ class SamplingOptions:
     """Of the random numbers. Same seed, same transcript."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("votes", 1), ("beam", 0), ("draft", 0)):
-            if (getattr(self, name) or 0) < least:
-                raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.alternatives <= self.votes:
-            raise OptionError(
-                f"alternatives are texts of the votes: ask for 0 to {self.votes} of them or for more votes, "
-                f"got {self.alternatives}"
-            )
+        self._check_counts()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise OptionError(f"{name} can be {', '.join(choices)}, got {getattr(self, name)!r}")
@@ -151,6 +146,18 @@ class SamplingOptions:
                      "letter_bonus"):  # fmt: skip
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
+
+    def _check_counts(self) -> None:
+        for name, least in (("steps", 1), ("votes", 1), ("beam", 0)):
+            if getattr(self, name) < least:
+                raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.draft is not None and not 0 <= self.draft <= MOST_DRAFTED:
+            raise OptionError(f"draft must be from 0 to {MOST_DRAFTED}, got {self.draft}")
+        if not 0 <= self.alternatives <= self.votes:
+            raise OptionError(
+                f"alternatives are texts of the votes: ask for 0 to {self.votes} of them or for more votes, "
+                f"got {self.alternatives}"
+            )
 
     @property
     def drafted(self) -> int:

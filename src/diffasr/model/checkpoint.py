@@ -64,6 +64,10 @@ def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
     if tokenizer.size != config.decoder.vocabulary:
         raise ModelError(f"the tokenizer has {tokenizer.size} tokens, config.json says {config.decoder.vocabulary}")
     text = config.decoder
+    if text.draft > text.layers:
+        raise ModelError(
+            f"a drafter of {text.draft} layers can't imitate the last ones of {text.layers}: give it fewer"
+        )
     encoder = build_encoder(config)
     projector = build_projector(config, text.width)
     decoder = WhisperDecoder(
@@ -218,7 +222,7 @@ def save(
 
 
 def _is_large(name: str, value: Tensor) -> bool:
-    """Whether it is worth to be stored in int8: all that runs in int8 (quantised.py) but what is small."""
+    """Whether it is worth storing in int8: all that runs in int8 (quantised.py) but what is small."""
     if value.ndim == 3:
         return name.startswith(("encoder.conv2.", "projector.convs."))
     named = ".layers." in name or name == "decoder.embed_tokens.weight" or name.startswith("decoder.drafter.")

@@ -100,7 +100,7 @@ def guesses(
     places = torch.arange(total, device=x.device)
     past = History([kept], [places < before + torch.arange(size, device=x.device)[:, None]])  # (U, P + U)
     found, told = [], states[:, :-1]
-    speech = memory[0][-len(drafter.layers) :], memory[1]
+    speech = [(keys.detach(), values.detach()) for keys, values in memory[0][-len(drafter.layers) :]], memory[1]
     for depth in range(min(DEPTH, size)):
         told, past = drafter(told, x[:, depth:], past, speech)
         found.append((told, states[:, depth + 1 :]))

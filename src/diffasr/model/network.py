@@ -36,7 +36,7 @@ class Cache:
     languages: Tensor
     """(B,) int64: index into ``text.LANGUAGES`` of the language that each row is written in."""
     language_logits: Tensor
-    """(B, 6): what the model thinks, of those rows whose language it was not told."""
+    """(B, 6): what the model thinks; of a row whose language it was told, a whisper names that one alone."""
     memory: Any
     """The backbone's own keys and values."""
     context: Tensor | None = None

@@ -39,9 +39,10 @@ def draft_loss(network: Network, batch: Batch, cache: Cache, noise: float, gener
         counts = (batch.lengths - depth).clamp_min(0)  # guesses in a row, that of the end included
         real = torch.arange(found.shape[1], device=found.device) < counts[:, None]
         told, meant = found[real][None], wanted[real][None]  # (1, R, D)
-        if labels is None:
-            labels = _told_apart(decoder.unembed(meant), said, generator)
-        apart = distil_loss(decoder.unembed(told, labels), decoder.unembed(meant, labels), real.sum()[None])
+        with torch.no_grad():
+            labels = _told_apart(decoder.unembed(meant), said, generator) if labels is None else labels
+            theirs = decoder.unembed(meant, labels)
+        apart = distil_loss(decoder.unembed(told, labels), theirs, real.sum()[None])
         near = F.smooth_l1_loss(told.float() / LOUD, meant.float() / LOUD)
         total = total + LATER**depth * (apart.mean() + NEAR * near)
     return total
@@ -55,7 +56,6 @@ def _with_others(tokens: Tensor, said: Tensor, most: float, generator: torch.Gen
     return torch.where(is_other, said[chosen], tokens)
 
 
-@torch.no_grad()
 def _told_apart(logits: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
     """(1, R, V) logits and the tokens that are said in a batch to the (C,) that count in it."""
     vocabulary = logits.shape[2]
