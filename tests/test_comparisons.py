@@ -150,6 +150,8 @@ def test_joint_writing_needs_labels_and_a_text_to_start_from() -> None:
         decode(random_model(), speech, LANGUAGES[:1], SamplingOptions(accept="joint"))
     with pytest.raises(OptionError, match="noise"):
         decode(spelling_model(), speech, LANGUAGES[:1], SamplingOptions(accept="joint", start="noise"))
+    with pytest.raises(OptionError, match="draft=2 needs a drafter"):
+        decode(spelling_model(), speech, LANGUAGES[:1], SamplingOptions(accept="joint", draft=2))
     with pytest.raises(OptionError, match="short labels"):
         ar_texts(random_model(), speech, LANGUAGES[:1], together=SamplingOptions())
 

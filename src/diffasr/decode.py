@@ -241,6 +241,10 @@ def _joint(
     drafts: which rows may ask the drafter, who favours no word.
     """
     rows = joint_rows(model, cache, options)
+    if options.draft and not ask.drafts:
+        raise OptionError(
+            f"draft={options.draft} needs a drafter, and a CPU: {model.config.name} has none here, leave it 0"
+        )
 
     def told(row: int, place: int, tokens: Sequence[int], own: int) -> Opinion:
         return opinions(ask.ahead(row, place, tokens), [own])[0]
@@ -252,8 +256,8 @@ def _joint(
         fresh = torch.full_like(step.canvas, model.tokenizer.end)
         for place, row in enumerate(step.rows.tolist()):
             size = int(lengths[row])
-            known = (part[place, :size] for part in (step.canvas, step.logits))
-            fresh[place, :size] = rows[row].rewritten(*known, ahead[row], step.total[place, :size])
+            canvas, logits, total = (part[place, :size] for part in (step.canvas, step.logits, step.total))
+            fresh[place, :size] = rows[row].rewritten(canvas, logits, ahead[row], total)
         return fresh
 
     return renew

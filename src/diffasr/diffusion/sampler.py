@@ -53,6 +53,7 @@ class Step:
 
 
 Believe = Callable[[Tensor], Beliefs]
+"""Logits (R, L, V), those that were just told, to what is believed by them."""
 Renew = Callable[[Step], Tensor]
 """What takes the place of all that was not accepted: (R, L) tokens."""
 
@@ -204,9 +205,9 @@ def sample(  # noqa: PLR0913
     Behind a row's first ``end`` everything is ``end``. What a step does not accept is given to ``renew``; without one
     it is drawn anew from noise. Each row draws from its own generator, so that a row's text does not depend on its
     neighbours; seeds: of each row, None: that of ``options`` for all. believe: what tells ``beliefs`` of the logits,
-    where somebody knows a quicker way. A row that is finished keeps its draft and leaves
-    the batch, with others that are; when all are, no more steps follow. All of this is on the CPU but the logits, which
-    stay where ``denoise`` made them.
+    where somebody knows a quicker way. A row that is finished keeps its draft and leaves the batch, with others that
+    are; when all are, no more steps follow. All of this is on the CPU but the logits, which stay where ``denoise`` made
+    them.
     """
     sizes = lengths.tolist()
     dice = [torch.Generator().manual_seed(seed) for seed in seeds or [options.seed] * len(sizes)]
