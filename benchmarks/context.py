@@ -12,11 +12,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import diffasr
 from diffasr.audio import SAMPLE_RATE_HZ, Samples, load_audio
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.evaluate.normalise import normalise
 from diffasr.evaluate.score import Counts, character_counts
 from diffasr.text import LANGUAGES
@@ -49,8 +48,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    asr, options = diffasr.load(args.model), SamplingOptions(steps=args.steps)
+    asr, options = diffasr.load(args.model, threads=args.threads), SamplingOptions(steps=args.steps)
     counts: dict[tuple[str, bool], tuple[int, Counts]] = {}
     for kind, code, samples, text in cases(args.manifest, args.every, args.seconds):
         for context in (False, True):

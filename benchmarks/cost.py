@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
+import onnxruntime
 
 import diffasr
 from diffasr.audio import SAMPLE_RATE_HZ, load_audio
@@ -30,10 +30,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
 
     started = time.perf_counter()
-    asr = diffasr.load(args.model)
+    asr = diffasr.load(args.model, threads=args.threads)
     loading = time.perf_counter() - started
     clip = np.resize(load_audio(args.audio), int(args.seconds * SAMPLE_RATE_HZ))
     rows = {f"{n} steps": diffasr.SamplingOptions(steps=n, stop_entropy=0.0) for n in (1, 2, 4, 8, 16)}
@@ -48,7 +47,10 @@ def main() -> None:
             times[name].append(time.perf_counter() - started)
 
     base = statistics.median(times["8 steps"])
-    print(f"{args.seconds:g} s of audio, {args.threads} threads, torch {torch.__version__}, {args.repeats} rounds")
+    print(
+        f"{args.seconds:g} s of audio, {args.threads} threads, ONNX Runtime {onnxruntime.__version__}, "
+        f"{args.repeats} rounds"
+    )
     print(f"| decoding | seconds | of 8 steps | times real time |\n{'|---' * 4}|")
     for name, measured in times.items():
         median = statistics.median(measured)

@@ -15,12 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 import diffasr
 from diffasr.audio import load_audio
 from diffasr.decode import Guide, decode
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.evaluate.normalise import normalise
 from diffasr.evaluate.score import Counts, character_counts
 from diffasr.hotwords import Hotwords
@@ -86,13 +84,12 @@ def as_written(clip: Clip, word: str) -> str:
     return next((w for w in (p.strip(".,;:!?\"'()«»¿¡„“”…") for p in clip.text.split()) if w.lower() == word), word)
 
 
-@torch.inference_mode()
 def measure(
     asr: Transcriber, clip: Clip, others: Sequence[str], args: argparse.Namespace, tallies: list[Tally]
 ) -> None:
     """Decode one clip in the three ways."""
     speech = asr.hear([load_audio(clip.path)])
-    known = torch.tensor([list(LANGUAGES).index(clip.language)])
+    known = [list(LANGUAGES).index(clip.language)]
     own = [as_written(clip, word) for word in clip.own]
     mixed = [*own, *others]
     random.Random(clip.text).shuffle(mixed)
@@ -123,8 +120,7 @@ def main() -> None:
     parser.add_argument("--bias", type=float, default=usual.bias)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    asr, clips, dice = diffasr.load(args.model), read(args.manifest, args.half), random.Random(0)
+    asr, clips, dice = diffasr.load(args.model, threads=args.threads), read(args.manifest, args.half), random.Random(0)
     tallies = {code: [Tally() for _ in WAYS] for code in (*LANGUAGES, "all")}
     for clip in clips[:: args.every]:
         pool = [as_written(c, w) for c in clips if c.language == clip.language and c is not clip for w in c.own]

@@ -70,21 +70,18 @@ def write_recording(path: Path, seconds: float) -> None:
 
 def measure(path: Path, args: argparse.Namespace) -> dict[str, float]:
     """Stream one recording and forget each segment."""
-    import torch
-
-    from diffasr.diffusion.sampler import SamplingOptions
+    from diffasr.diffusion.options import SamplingOptions
     from diffasr.evaluate.folder import peak_memory_mib
     from diffasr.transcribe import Transcriber, load
     from diffasr.windows import ListenOptions
 
-    torch.set_num_threads(args.threads)
     if args.model == "tiny":
         sys.path.insert(0, str(HERE / "tests"))
         from conftest import random_model
 
         asr = Transcriber(random_model())
     else:
-        asr = load(args.model)
+        asr = load(args.model, threads=args.threads)
     counts = {"segments": 0, "gaps": 0}
 
     def count_gap(_: object) -> None:

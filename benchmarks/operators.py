@@ -1,13 +1,15 @@
-"""Which operators take the time of a stage: torch's profiler on encoder, prefill, step and a whole transcription.
+"""Which operators take the time of a transcription: ONNX Runtime's profiler on each graph of the mini.
 
-python benchmarks/operators.py [AUDIO] [--model mini] [--precision auto] [--threads 2] [--calls 10] [--rows 12]
+python benchmarks/operators.py [AUDIO] [--model mini] [--language de] [--threads 2] [--calls 10] [--rows 10]
 """
 
 import argparse
+import json
+import tempfile
+from collections import Counter
 from pathlib import Path
 
-import torch
-from torch.profiler import ProfilerActivity, profile
+import onnxruntime
 
 import diffasr
 from diffasr.audio import load_audio
@@ -16,39 +18,56 @@ SAMPLE = Path(__file__).parent.parent / "samples" / "de.opus"
 
 
 def main() -> None:
-    """Profile and print a table a stage."""
+    """Profile and print a table a graph."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("audio", nargs="?", default=str(SAMPLE))
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--language", default="de")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calls", type=int, default=10)
-    parser.add_argument("--rows", type=int, default=12, help="operators a table")
+    parser.add_argument("--rows", type=int, default=10, help="operators a table")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    asr = diffasr.load(args.model, precision=args.precision)
-    clip, network = load_audio(args.audio), asr.model.network
-    with torch.inference_mode():
-        speech = asr.hear([clip])
-        cache = network.prefill(speech, torch.tensor([1]))
-        canvas, lengths = torch.arange(48)[None], torch.tensor([48])
-        stages = {
-            "features and encoder": lambda: asr.hear([clip]),
-            "prefill": lambda: network.prefill(speech, torch.tensor([1])),
-            "step, canvas of 48": lambda: network.denoise(canvas, cache, lengths=lengths),
-            "transcribe": lambda: asr.transcribe(clip, language="de"),
-        }
-        for name, call in stages.items():
-            call()
-            with profile(activities=[ProfilerActivity.CPU]) as seen:
-                for _ in range(args.calls):
-                    call()
-            rows = sorted(seen.key_averages(), key=lambda row: -row.self_cpu_time_total)
-            total = sum(row.self_cpu_time_total for row in rows)
-            print(f"\n{name}: {total / 1e3 / args.calls:.2f} ms\n| operator | ms | share | calls |\n{'|---' * 4}|")
-            for row in rows[: args.rows]:
-                own = row.self_cpu_time_total
-                print(f"| {row.key} | {own / 1e3 / args.calls:.3f} | {own / total:.0%} | {row.count // args.calls} |")
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = watched(Path(folder))
+        asr = diffasr.load(args.model, threads=args.threads)
+        clip = load_audio(args.audio)
+        for _ in range(args.calls):
+            asr.transcribe(clip, language=args.language)
+        for session in sessions:
+            table(session, args.calls, args.rows)
+
+
+def watched(folder: Path) -> list[onnxruntime.InferenceSession]:
+    """The sessions that are made from now on, each of which is profiled."""
+    made, options, session = [], onnxruntime.SessionOptions, onnxruntime.InferenceSession
+
+    def profiled() -> onnxruntime.SessionOptions:
+        wanted = options()
+        wanted.enable_profiling, wanted.profile_file_prefix = True, str(folder / "profile")
+        return wanted
+
+    def noted(*known: object, **more: object) -> onnxruntime.InferenceSession:
+        made.append(session(*known, **more))
+        return made[-1]
+
+    onnxruntime.SessionOptions, onnxruntime.InferenceSession = profiled, noted
+    return made
+
+
+def table(session: onnxruntime.InferenceSession, calls: int, rows: int) -> None:
+    """Milliseconds a transcription by operator."""
+    names = ", ".join(output.name for output in session.get_outputs()[:3])
+    spent, count = Counter[str](), Counter[str]()
+    for event in json.loads(Path(session.end_profiling()).read_text(encoding="utf-8")):
+        if event.get("cat") == "Node" and event["name"].endswith("kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"]
+            count[event["args"]["op_name"]] += 1
+    total = sum(spent.values())
+    if not total:
+        return
+    print(f"\nto {names}: {total / 1e3 / calls:.2f} ms\n| operator | ms | share | calls |\n{'|---' * 4}|")
+    for name, microseconds in spent.most_common(rows):
+        print(f"| {name} | {microseconds / 1e3 / calls:.3f} | {microseconds / total:.0%} | {count[name] // calls} |")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 import diffasr
 from diffasr.audio import load_audio
 from diffasr.evaluate.alignment import align
@@ -97,11 +95,10 @@ def main() -> None:
     parser.add_argument("--shown", type=int, default=0, help="clips whose texts are printed")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     items = [json.loads(line) for line in args.manifest.read_text(encoding="utf-8").splitlines()]
     speakers = sorted({item["speaker"] for item in items})
     chosen = {"first": speakers[::2], "second": speakers[1::2], "both": speakers}[args.half]
-    asr = diffasr.load(args.model)
+    asr = diffasr.load(args.model, threads=args.threads)
     counts: dict[tuple[str, str, str], Counts] = {}
     clips = dict.fromkeys([*LANGUAGES, "all"], 0)
     for item in [item for item in items if item["speaker"] in chosen][:: args.every]:

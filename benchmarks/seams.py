@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from diffasr.audio import SAMPLE_RATE_HZ, Samples, load_audio
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.evaluate.normalise import normalise
 from diffasr.evaluate.score import Counts, character_counts
 from diffasr.transcribe import Transcriber, load
@@ -36,8 +35,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    asr, options = load(args.model), SamplingOptions(steps=args.steps)
+    asr, options = load(args.model, threads=args.threads), SamplingOptions(steps=args.steps)
     rows: dict[str, Counts] = {}
     for code, clips in read_clips(args.manifest, args.clips).items():
         texts = write_all(asr, code, [sound for sound, _ in clips], options)

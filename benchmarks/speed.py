@@ -161,12 +161,9 @@ def ready(args: argparse.Namespace) -> Callable[[Clips], None]:
 
 
 def _mini(args: argparse.Namespace) -> Callable[[list[Any], str], None]:
-    import torch
-
     import diffasr
 
-    torch.set_num_threads(args.threads)
-    asr = diffasr.load(args.model, precision=args.precision)
+    asr = diffasr.load(args.model, precision=args.precision, threads=args.threads)
     options = diffasr.SamplingOptions(**dict(args.set))
 
     def write(samples: list[Any], code: str) -> None:

@@ -25,12 +25,11 @@ from typing import Any
 
 import numpy as np
 import soxr
-import torch
 
 import diffasr
 from diffasr.audio import SAMPLE_RATE_HZ, Samples
 from diffasr.decode import decode
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.evaluate.alignment import align
 from diffasr.text import LANGUAGES
 from diffasr.train.data import read_manifest
@@ -292,17 +291,16 @@ def shown(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(out)
 
 
-@torch.inference_mode()
 def listened(asr: Transcriber, said: Said, *, recognise: bool) -> list[dict[str, Any]]:
     """Both tasks on one utterance."""
     model = asr.model
     slot = 0.02 * 2**model.config.projector.strides
     speech = asr.hear([said.samples])
-    logits = model.network.ctc_logits(speech)[0, : int(model.network.slots(speech)[0])]
+    (logits,) = model.network.ctc_rows(speech)
     true = place_words(model.tokenizer, logits, said.text, said.language)
     rows = rows_of(said, errors(said, true, slot), "true text")
     if recognise:
-        known = torch.tensor([list(LANGUAGES).index(said.language)])
+        known = [list(LANGUAGES).index(said.language)]
         (heard,) = decode(model, speech, known, SamplingOptions())
         rows += rows_of(said, errors(said, heard.words, slot), "recognised")
     return rows
@@ -321,8 +319,7 @@ def main() -> None:
     parser.add_argument("--true-text-only", action="store_true", help="leave out what the model recognises")
     parser.add_argument("--json", type=Path, help="write the table here as well")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    asr = diffasr.load(args.model)
+    asr = diffasr.load(args.model, threads=args.threads)
     rows: list[dict[str, Any]] = []
     for said in speech(args.manifest, args.count, args.languages.split(","), seed=args.seed, noise_db=args.noise_db):
         rows += listened(asr, said, recognise=not args.true_text_only)

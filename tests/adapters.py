@@ -7,9 +7,9 @@ import torch
 from conftest import VOCABULARY, tiny_tokenizer, tiny_whisper
 
 from diffasr.model.adapter import from_gemma
-from diffasr.model.checkpoint import Model
 from diffasr.model.config import ProjectorConfig
 from diffasr.model.gemma import build_backbone
+from diffasr.model.loaded import Model
 
 BRIDGE = ProjectorConfig(hidden=24, strides=3)
 SPEECH_WIDTH = 32

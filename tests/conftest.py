@@ -1,5 +1,6 @@
 """Small things to test with: a tokenizer of forty tokens, random models of width 32, a Whisper on disk, speech."""
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from torch import Tensor
 
-from diffasr.model.checkpoint import Model, build
-from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
+from diffasr.model.checkpoint import build
+from diffasr.model.config import BLIND, HANDICAP, PACE, DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
+from diffasr.model.loaded import Model
 from diffasr.model.network import Speech
+from diffasr.model.whisper import WhisperNetwork
 from diffasr.text import LANGUAGES, PREFIX_TOKENS, Tokenizer
 from diffasr.train import loop
 from diffasr.train.data import FeatureStore, Utterance
@@ -89,6 +92,16 @@ def wake(model: Model) -> Model:
     for layer in (conditioning.own, conditioning.belief, conditioning.hint):
         torch.nn.init.normal_(layer.weight, std=0.5)
     return model
+
+
+def blind(model: Model) -> WhisperNetwork:
+    """A copy that sees no later place and is told nothing but the text."""
+    network = copy.deepcopy(model.network)
+    network.decoder.future.data.fill_((HANDICAP - BLIND) / PACE)
+    told = network.decoder.conditioning
+    for layer in (told.own, told.belief, told.hint):
+        layer.weight.data.zero_()
+    return network.requires_grad_(False)
 
 
 def random_speech(lengths: list[int], seed: int = 1) -> Speech:

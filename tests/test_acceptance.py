@@ -11,7 +11,8 @@ from test_sampler import LENGTHS, V, doubts, noise, real_tokens, run
 from torch import Tensor
 
 from diffasr.diffusion import sampler
-from diffasr.diffusion.sampler import SamplingOptions, likely_enough, sample, within_bound
+from diffasr.diffusion.options import SamplingOptions
+from diffasr.diffusion.sampler import likely_enough, sample, within_bound
 
 quarters = st.integers(0, 20).map(lambda n: n / 4)  # sums of quarters are exact
 

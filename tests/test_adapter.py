@@ -17,8 +17,9 @@ import diffasr
 from diffasr.errors import ModelError, OptionError
 from diffasr.model import adapter, checkpoint
 from diffasr.model.adapter import RENAMED, from_gemma, language_tokens, rename
-from diffasr.model.checkpoint import FILES, Model
+from diffasr.model.checkpoint import FILES
 from diffasr.model.config import GemmaConfig, ModelConfig
+from diffasr.model.loaded import Model
 from diffasr.model.network import Speech
 from diffasr.text import LANGUAGES
 from diffasr.transcribe import Transcriber

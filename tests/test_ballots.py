@@ -1,21 +1,24 @@
 """Several canvases of a window: where they start, which text is taken, and what is handed out beside it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_model, random_speech, row_alone, wake
 from test_decode import Script, heard
-from torch import Tensor
 
-from diffasr.ballots import alternatives, ballot_paths
+from diffasr.ballots import alternatives, ballot_paths, guidance
+from diffasr.decodable import decodable
 from diffasr.decode import Decoded, decode
 from diffasr.diffusion import ctc
-from diffasr.diffusion.sampler import SamplingOptions
-from diffasr.model.checkpoint import Model
+from diffasr.diffusion.options import SamplingOptions
+from diffasr.model.loaded import Model
 from diffasr.model.network import Speech
 from diffasr.seams import sew
+from diffasr.text import LANGUAGES
 from diffasr.transcribe import Transcriber
 from diffasr.transcript import Alternative, Segment, Word
 from diffasr.windows import ListenOptions
@@ -27,9 +30,9 @@ SPEECH = random_speech([50, 80], seed=6)
 
 
 def paths(speech: Speech = row_alone(SPEECH, 1), **options: Any) -> list[list[int]]:  # noqa: B008
-    cache = MODEL.network.prefill(speech, None)
-    again = torch.arange(len(speech.lengths)).repeat_interleave(options.get("votes", 1))
-    cache = MODEL.network.select(cache, again)
+    cache = decodable(MODEL.network).prefill(speech, None)
+    again = [row for row in range(len(speech)) for _ in range(options.get("votes", 1))]
+    cache = decodable(MODEL.network).select(cache, again)
     return [path.tokens for path in ballot_paths(MODEL, cache, SamplingOptions(**options))]
 
 
@@ -46,16 +49,29 @@ def test_the_best_path_comes_first_and_a_sample_is_drawn_for_all() -> None:
 
 
 def test_a_sample_is_drawn_from_the_posterior() -> None:
-    logits = torch.tensor([[[0.0, 1.0, -1.0], [2.0, 0.0, 0.5]]]).expand(4000, 2, 3)
-    drawn = ctc.sampled(logits, generator=torch.Generator().manual_seed(0)).argmax(-1)
-    shares = torch.nn.functional.one_hot(drawn, 3).float().mean(0)
-    torch.testing.assert_close(shares, logits[0].softmax(-1), atol=0.03, rtol=0)
+    dice = np.random.default_rng(0)
+    for said in np.float32([[0.0, 1.0, -1.0], [2.0, 0.0, 0.5]]):
+        drawn = ctc.sampled(np.tile(said, (4000, 1)), generator=dice).argmax(1)
+        shares = np.bincount(drawn, minlength=3) / 4000
+        np.testing.assert_allclose(shares, np.exp(ctc.log_softmax(said)), atol=0.03)
+
+
+def test_the_checkpoint_guides_some_languages_where_writing_is_joint_and_only_there() -> None:
+    model = replace(MODEL, config=replace(MODEL.config, decoding={"hi": {"guidance": 0.7}}))
+    cache = decodable(model.network).prefill(SPEECH, [list(LANGUAGES).index(code) for code in ("hi", "de")])
+    for options, weights in (
+        (SamplingOptions(accept="joint"), [0.7, 0.0]),
+        (SamplingOptions(accept="all"), [0.0, 0.0]),
+        (SamplingOptions(accept="joint", guidance=0.2), [0.2, 0.2]),
+        (SamplingOptions(accept="all", guidance=0.2), [0.2, 0.2]),
+    ):
+        assert guidance(model, cache, options) == weights
 
 
 class Quarrel(Script):
     """A script whose canvases of one window say different things, whatever they start from."""
 
-    def select(self, cache: Any, rows: Tensor) -> Any:
+    def select(self, cache: Any, rows: Sequence[int]) -> Any:
         chosen = super().select(cache, rows)
         if len(rows) > len(cache.slots):  # the canvases of the votes
             chosen = replace(chosen, memory=self.answers[: len(rows)])

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-import torch
 from rich.console import Console
 
 from diffasr import cli
@@ -30,11 +29,12 @@ from diffasr.batch.ledger import DONE_FILE, ERRORS_FILE, Ledger
 from diffasr.batch.progress import ProgressLine
 from diffasr.batch.run import BatchOptions, transcribe_all
 from diffasr.batch.work import Outcome, Settings, Task, Worker
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.errors import AudioError, ModelError, OptionError
 from diffasr.formats import LineShape
 from diffasr.hotwords import Hotwords
-from diffasr.model.checkpoint import Model, save
+from diffasr.model.checkpoint import save
+from diffasr.model.loaded import Model
 from diffasr.transcript import Transcript
 from diffasr.windows import ListenOptions
 
@@ -98,8 +98,8 @@ def test_a_worker_loads_as_it_was_told(settings: Settings, monkeypatch: pytest.M
     asked: dict[str, Any] = {}
     monkeypatch.setattr("diffasr.transcribe.load", lambda name, **more: asked.update(more | {"name": name}))
     told = dataclasses.replace(settings, device="cuda", precision="int8", gpu_memory=24.0)
-    _ = Worker(settings=told).transcriber
-    assert asked == {"name": settings.model, "device": "cuda", "precision": "int8", "gpu_memory": 24.0}
+    _ = Worker(settings=told, threads=3).transcriber
+    assert asked == {"name": settings.model, "device": "cuda", "precision": "int8", "gpu_memory": 24.0, "threads": 3}
     assert told.basis() != settings.basis(), "a transcript made in another precision is another"
 
 
@@ -308,13 +308,13 @@ def test_jobs_share_the_threads(
     jobs: int,
     each: int | None,
 ) -> None:
-    used: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    used: list[int | None] = []
+    monkeypatch.setattr("diffasr.transcribe.load", lambda *words, threads, **more: used.append(threads) or scribe)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     monkeypatch.setattr(module, "ProcessPoolExecutor", Threads)
     module._of_this_process.cache_clear()
     states([Recording(source=n, place=PurePath(n)) for n in "ab"], settings, threads=threads, jobs=jobs)
-    assert set(used) == {each} - {None}
+    assert set(used) == {each}
 
 
 @pytest.mark.parametrize("wrong", [{"jobs": 0}, {"threads": 0}, {"jobs": 2, "watch": print}])

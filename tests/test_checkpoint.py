@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import VOCABULARY, random_model, tiny_tokenizer, tiny_whisper
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from diffasr.errors import ModelError, OptionError
 from diffasr.model import checkpoint
-from diffasr.model.checkpoint import FILES, Model, find, from_whisper, load, quantise, save, start_rows
+from diffasr.model.checkpoint import FILES, find, from_whisper, load, quantise, save, start_rows
 from diffasr.model.config import ModelConfig, ProjectorConfig
+from diffasr.model.loaded import Model
 from diffasr.train.letters import build as build_letters
 
 ROWS = [[i] for i in range(VOCABULARY)]
@@ -59,7 +61,7 @@ def test_a_model_of_letters_is_saved_with_the_model_where_there_is_one(
     save(tmp_path, replace(model, letters=letters), precision=precision)
     again = load(tmp_path)
     assert again.letters is not None
-    assert all(torch.equal(a, b) for a, b in zip(again.letters.tensors, letters.tensors, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(again.letters.arrays, letters.arrays, strict=True))
     assert again.letters.language("de").text("katze") == letters.language("de").text("katze")
     assert again.network.state_dict().keys() == model.network.state_dict().keys()
     save(tmp_path, model, precision=precision)
@@ -116,7 +118,8 @@ def test_quantised_twice_is_quantised_once(row: list[float], size: float) -> Non
     assert scale.dtype == torch.float16
     back = codes.float() * scale.float()[:, None]
     assert ((back - weight).abs() <= 0.51 * scale.float()[:, None] + 4e-6).all()
-    assert torch.equal(quantise(back)[0], codes)
+    is_fine = scale >= torch.finfo(scale.dtype).smallest_normal  # others have too few digits
+    assert torch.equal(quantise(back)[0][is_fine], codes[is_fine])
 
 
 def test_int8_is_under_half_the_size(model: Model, tmp_path: Path) -> None:

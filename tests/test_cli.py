@@ -19,10 +19,11 @@ from diffasr.audio import SAMPLE_RATE_HZ, load_audio
 from diffasr.batch.run import BatchOptions
 from diffasr.batch.work import Settings
 from diffasr.cli import transcribe
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.formats import FORMATS, LineShape
-from diffasr.model.checkpoint import Model, save
+from diffasr.model.checkpoint import save
+from diffasr.model.loaded import Model
 
 EMPTY: dict[str, Any] = {
     "normaliser": "basic", "about": {}, "sets": [], "systems": {}, "scores": [], "means": [], "languages": [],

@@ -9,19 +9,23 @@ import pytest
 import torch
 from conftest import MELS, VOCABULARY, WIDTH, random_model, random_speech, row_alone, tiny_tokenizer
 
+from diffasr import whole
 from diffasr.ballots import ballot_paths
 from diffasr.comparisons import ar_texts, beam_texts, ctc_texts, joint_rows
+from diffasr.decodable import decodable
 from diffasr.decode import decode
 from diffasr.diffusion import joint
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.errors import OptionError
-from diffasr.model.checkpoint import Model, build
+from diffasr.model.checkpoint import build
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
+from diffasr.model.loaded import Model
 from diffasr.text import Tokenizer
+from diffasr.torched import Prefilled
 from diffasr.train.letters import build as build_letters
 
 LENGTHS = [61, 24, 96, 40]
-LANGUAGES = torch.tensor([0, 1, 2, 5])
+LANGUAGES = [0, 1, 2, 5]
 CODES = ["en", "de", "fr", "zh"]
 """Of the four."""
 READS = build_letters({code: ["the cat sat", f"a {code} thing", "them and they"] for code in CODES}, order=4, least=1)
@@ -56,7 +60,7 @@ def test_a_canvas_ends_where_one_token_after_another_leads(
     seed: int, made: Callable[[int], Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the denoiser sees the left alone, and every token is weighed."""
-    monkeypatch.setattr(joint, "FEW", VOCABULARY)
+    monkeypatch.setattr(whole, "FEW", VOCABULARY)
     monkeypatch.setattr(joint, "FAR", math.inf)
     monkeypatch.setattr(joint, "GROWTH", 1000)
     model, speech = made(seed), random_speech(LENGTHS, seed)
@@ -86,6 +90,13 @@ def test_auto_is_joint_where_ctc_spells_and_prefix_elsewhere() -> None:
         auto = decode(model, speech, LANGUAGES, SamplingOptions(steps=3, start=start))
         named = decode(model, speech, LANGUAGES, SamplingOptions(steps=3, start=start, accept=accept))
         assert [d.text for d in auto] == [d.text for d in named]
+
+
+def test_a_window_with_several_votes_is_shown_once() -> None:
+    shown: list[tuple[int, int, list[int]]] = []
+    decode(spelling_model(), random_speech(LENGTHS), LANGUAGES, SamplingOptions(steps=1, votes=3),
+           lambda draft, rows: shown.append((draft.step, len(draft.tokens), rows)))  # fmt: skip
+    assert shown[0] == (1, 4, [0, 1, 2, 3])
 
 
 def test_the_weight_of_ctc_changes_the_text() -> None:
@@ -160,18 +171,18 @@ def test_ctc_counts_token_by_token() -> None:
     model, speech = spelling_model(sharpness=0.1), random_speech(LENGTHS)
     loud = SamplingOptions(joint_weight=5.0)
     assert ar_texts(model, speech, LANGUAGES, together=loud) != ar_texts(model, speech, LANGUAGES)
-    cache = model.network.prefill(speech, LANGUAGES)
+    cache = decodable(model.network).prefill(speech, LANGUAGES)
     rows = joint_rows(model, cache, loud)
-    assert [row.forwards.sound.slots for row in rows] == cache.slots.tolist()
+    assert [row.forwards.sound.slots for row in rows] == cache.cache.slots.tolist()
 
 
 def test_where_ctc_hears_nothing_the_beam_is_not_asked() -> None:
     """A bonus for each letter would make a word of noise."""
     model, speech = reading_model(), random_speech(LENGTHS)
-    cache = model.network.prefill(speech, LANGUAGES)
-    logits = torch.zeros_like(cache.ctc)
+    cache = decodable(model.network).prefill(speech, LANGUAGES)
+    logits = torch.zeros_like(cache.cache.ctc)
     logits[:, :, model.tokenizer.blank] = 0.5
-    silent = replace(cache, ctc=logits)
+    silent = Prefilled(replace(cache.cache, ctc=logits))
     wanted = SamplingOptions(letter_bonus=50.0)
     assert [path.tokens for path in ballot_paths(model, silent, wanted)] == [[]] * len(LENGTHS)
     logits[0, 1, model.tokenizer.blank] = -1.0

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from diffasr.confidence import RIDGE, features, fit, judged, probability
 from diffasr.decode import decode
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.errors import ModelError, OptionError
 from diffasr.evaluate.breakdown import reliability
 from diffasr.model import checkpoint
-from diffasr.model.checkpoint import Model
 from diffasr.model.config import Calibration, ModelConfig
+from diffasr.model.loaded import Model
 from diffasr.train.data import FeatureStore
 from diffasr.words import Evidence, HeardWord
 

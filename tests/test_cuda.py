@@ -20,20 +20,21 @@ from torch import Tensor, nn
 
 from diffasr.comparisons import ar_texts, ctc_texts
 from diffasr.decode import Decoded, Guide, decode
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.diffusion.pinned import Piece
-from diffasr.diffusion.sampler import SamplingOptions
 from diffasr.hotwords import Hotwords
 from diffasr.model import checkpoint, placement, plan
-from diffasr.model.checkpoint import Model, build
+from diffasr.model.checkpoint import build
 from diffasr.model.config import DecoderConfig, EncoderConfig, ProjectorConfig
 from diffasr.model.gemma import GemmaNetwork, build_backbone, full_text_config
+from diffasr.model.loaded import Model
 from diffasr.model.network import Cache, Speech
 from diffasr.model.placement import HOST, place_
 from diffasr.redo import rewrite
 
 CARD = torch.device("cuda")
 LENGTHS = [90, 12, 50, 33]
-LANGUAGES = torch.tensor([0, -1, 3, -1])
+LANGUAGES = [0, -1, 3, -1]
 pytestmark = ON_CARD
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffasr.diffusion.loss import ar_loss, ctc_loss, diffusion_loss
 from diffasr.model import checkpoint
-from diffasr.model.checkpoint import Model
+from diffasr.model.loaded import Model
 from diffasr.model.network import Network
 from diffasr.model.placement import HOST
 from diffasr.text import Tokenizer

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from diffasr.audio import log_mel
 from diffasr.errors import ManifestError
-from diffasr.model.checkpoint import Model
 from diffasr.model.encoder import WhisperEncoder
+from diffasr.model.loaded import Model
 from diffasr.text import LANGUAGES, Tokenizer
 from diffasr.train.data import FeatureStore, Item, Utterance, collate, deal, read_items, read_manifest
 

@@ -1,5 +1,6 @@
 """Laws of decoding a batch of windows, with a network that is a script and with a random one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,14 @@ from conftest import random_model, random_speech, row_alone, wake
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffasr.canvases import denoise_steps
 from diffasr.comparisons import ar_texts, ctc_texts
-from diffasr.decode import Decoded, decode, denoise_steps
+from diffasr.decodable import decodable
+from diffasr.decode import Canvases, Decoded, Draft, decode
 from diffasr.diffusion import ctc
 from diffasr.diffusion.ctc import BUCKETS
-from diffasr.diffusion.sampler import Draft, SamplingOptions
-from diffasr.model.checkpoint import Model
+from diffasr.diffusion.options import SamplingOptions
+from diffasr.model.loaded import Model
 from diffasr.model.network import Cache, Speech
 from diffasr.text import LANGUAGES
 
@@ -74,7 +77,7 @@ def heard(model: Model, texts: list[str]) -> Speech:
 
 
 def scripted(
-    answers: list[str], hears: list[str] | None = None, languages: Tensor | None = None, **options: Any
+    answers: list[str], hears: list[str] | None = None, languages: Sequence[int] | None = None, **options: Any
 ) -> tuple[list[Decoded], Script]:
     model = random_model()
     script = Script(model, answers)
@@ -130,7 +133,7 @@ def test_languages_are_taken_or_found() -> None:
     texts = ["the", "die", "a"]
     found, _ = scripted(texts)
     assert [r.language for r in found] == ["en", "de", "fr"]
-    told, _ = scripted(texts, languages=torch.tensor([5, -1, 2]))
+    told, _ = scripted(texts, languages=[5, -1, 2])
     assert [r.language for r in told] == ["zh", "de", "fr"]
     guess = F.softmax(torch.tensor([2.0, 0, 0, 0, 0, 0]), 0)
     assert [r.language_probability for r in told] == pytest.approx([guess[1].item(), *[guess[0].item()] * 2])
@@ -156,6 +159,12 @@ def test_the_canvas_starts_from_ctc_or_from_noise_or_in_between() -> None:
     assert torch.equal(first(seed_noise=0.5), first(seed_noise=0.5))
 
 
+@pytest.mark.parametrize("start", ["ctc", "sample", "noise"])
+def test_any_whole_number_is_a_seed(start: Any) -> None:
+    one, other = (scripted(["the cat"], start=start, seed=seed)[0] for seed in (-3, 2**40))
+    assert one[0].text == other[0].text == "the cat"
+
+
 def test_ctc_has_its_say_at_its_own_places() -> None:
     said, heard_as = "the cat and", "the dog"
     assert scripted([said], [heard_as])[0][0].text == said
@@ -166,14 +175,14 @@ def test_ctc_has_its_say_at_its_own_places() -> None:
 
 
 def test_token_by_token_is_the_most_likely_next_each_time() -> None:
-    model, lengths, languages = random_model(), [40, 13, 27], torch.tensor([0, 3, 5])
+    model, lengths, languages = random_model(), [40, 13, 27], [0, 3, 5]
     speech = random_speech(lengths)
     texts = ar_texts(model, speech, languages, most=9)
     for row in range(3):
-        cache = model.network.prefill(row_alone(speech, row), languages[row : row + 1])
+        cache = decodable(model.network).prefill(row_alone(speech, row), languages[row : row + 1])
         tokens: list[int] = []
         while len(tokens) < 9 and model.tokenizer.end not in tokens:
-            logits = model.network.ar_logits(torch.tensor([tokens], dtype=torch.long), cache)
+            logits = model.network.ar_logits(torch.tensor([tokens], dtype=torch.long), cache.cache)
             tokens.append(int(logits[0, -1].argmax()))
         assert texts[row] == model.tokenizer.decode(tokens)
     assert ar_texts(model, speech, languages, most=0) == ["", "", ""]
@@ -207,16 +216,16 @@ def test_a_row_of_a_batch_equals_the_row_alone(start: Any, accept: Any) -> None:
     model, lengths = wake(random_model()), [90, 12, 50, 33]
     speech = random_speech(lengths)
     options = SamplingOptions(steps=4, start=start, seed_noise=0.2, accept=accept, temperature=0.5, entropy_bound=1.0)
-    together = decode(model, speech, torch.tensor([0, -1, 3, -1]), options)
+    together = decode(model, speech, [0, -1, 3, -1], options)
     for row, language in enumerate([0, -1, 3, -1]):
-        (alone,) = decode(model, row_alone(speech, row), torch.tensor([language]), options)
+        (alone,) = decode(model, row_alone(speech, row), [language], options)
         assert (alone.text, alone.language, alone.steps) == (
             together[row].text, together[row].language, together[row].steps
         )  # fmt: skip
         assert alone.avg_logprob == pytest.approx(together[row].avg_logprob, abs=1e-3)
         assert alone.language_probability == pytest.approx(together[row].language_probability, abs=1e-4)
     assert len({r.text for r in together}) > 1
-    assert decode(model, speech, torch.tensor([0, -1, 3, -1]), options) == together
+    assert decode(model, speech, [0, -1, 3, -1], options) == together
 
 
 def test_steps_are_counted_row_by_row() -> None:
@@ -274,7 +283,7 @@ def test_a_full_canvas_is_the_same_in_a_wider_batch() -> None:
 
 
 def test_one_vote_is_no_vote_and_more_merge_what_several_canvases_say() -> None:
-    model, speech, known = random_model(), random_speech([60, 31]), torch.tensor([0, 5])
+    model, speech, known = random_model(), random_speech([60, 31]), [0, 5]
     options: dict[str, Any] = {"steps": 1, "accept": "all", "start": "noise", "temperature": 1.0}
     plain = decode(model, speech, known, SamplingOptions(**options))
     assert decode(model, speech, known, SamplingOptions(**options, votes=1)) == plain
@@ -292,7 +301,7 @@ def test_one_vote_is_no_vote_and_more_merge_what_several_canvases_say() -> None:
 @pytest.mark.parametrize("accept", ["all", "entropy", "prefix"])
 def test_every_vote_has_its_own_die_and_none_looks_at_neighbours(accept: Any) -> None:
     model, lengths = wake(random_model()), [60, 31, 45]
-    speech, known = random_speech(lengths), torch.tensor([0, 5, 2])
+    speech, known = random_speech(lengths), [0, 5, 2]
     options = SamplingOptions(steps=3, accept=accept, temperature=2.0, final_temperature=2.0, votes=4, alternatives=4)
     together = decode(model, speech, known, options)
     for row in range(len(lengths)):
@@ -305,11 +314,10 @@ def test_every_vote_has_its_own_die_and_none_looks_at_neighbours(accept: Any) ->
 
 def test_votes_on_the_same_canvas_draw_apart(model: Model) -> None:
     speech, path = random_speech([40]), ctc.Path([5, 6, 7], [0, 1, 2], 0.0)
-    cache = model.network.prefill(speech, torch.tensor([0]))
-    cache = model.network.select(cache, torch.tensor([0, 0, 0]))
+    cache = decodable(model.network).select(decodable(model.network).prefill(speech, [0]), [0, 0, 0])
     options = SamplingOptions(steps=2, accept="all", temperature=30.0)
     for seeds, kinds in (([3, 3, 3], 1), ([3, 4, 5], 3)):
-        *_, draft = denoise_steps(model, cache, [path] * 3, torch.full((3,), 16), options, seeds=seeds)
+        *_, draft = denoise_steps(model, cache, Canvases([path] * 3, [16] * 3, seeds), options)
         assert len({tuple(row.tolist()) for row in draft.log_probability}) == kinds
 
 

@@ -11,7 +11,8 @@ import pytest
 from diffasr import cli, doctor
 from diffasr.doctor import CHECKSUMS, Finding, examine, extras, render, requirements
 from diffasr.errors import ModelError
-from diffasr.model.checkpoint import Model, save
+from diffasr.model.checkpoint import save
+from diffasr.model.loaded import Model
 
 
 @pytest.fixture(scope="module")

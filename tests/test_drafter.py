@@ -6,18 +6,21 @@ from pathlib import Path as Folder
 
 import pytest
 import torch
-from conftest import random_model, random_speech
-from test_reread import KNOWN, blind
+from conftest import VOCABULARY, blind, random_model, random_speech
 from test_step_causal import batch, run  # noqa: F401  (a fixture)
 from torch import Tensor
 
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr import loading
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.errors import ModelError, OptionError, RecipeError
-from diffasr.model import checkpoint, quantised
-from diffasr.model.checkpoint import Model
+from diffasr.model import checkpoint
 from diffasr.model.drafter import DEPTH, Drafter, guesses
-from diffasr.model.reread import Rereader
+from diffasr.model.loaded import Model
 from diffasr.model.whisper import WhisperNetwork
+from diffasr.places import Place
+from diffasr.runtime.network import RuntimeNetwork
+from diffasr.runtime.reader import Reader
+from diffasr.torched import Prefilled, Torched
 from diffasr.train.data import Batch
 from diffasr.train.loop import _prepare
 from diffasr.train.stages import Stage
@@ -41,52 +44,79 @@ def drafter_of(network: WhisperNetwork) -> Drafter:
     return network.decoder.drafter
 
 
-NETWORK = blind(drafting(2))
-CACHE = NETWORK.prefill(random_speech([60, 31, 44]), KNOWN)
+NETWORK, KNOWN = blind(drafting(2)), [0, 3, 5]
+CACHE = NETWORK.prefill(random_speech([60, 31, 44]), torch.tensor(KNOWN))
 
 
-def learned(text: list[int], row: int) -> list[Tensor]:
+def without_torch(folder: Folder, network: WhisperNetwork, layers: int, precision: str = "float32") -> RuntimeNetwork:
+    checkpoint.save(folder, replace(drafting(layers), network=network), precision=precision)  # type: ignore[arg-type]
+    found = loading.load(folder, threads=1).network
+    assert isinstance(found, RuntimeNetwork)
+    return found
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> RuntimeNetwork:
+    """The same as NETWORK."""
+    return without_torch(tmp_path_factory.mktemp("drafter"), NETWORK, 2)
+
+
+def reader_of(network: RuntimeNetwork, guidance: float = 0.0) -> Reader:
+    frames = random_speech([60, 31, 44]).frames.numpy()
+    cache = network.prefill(network.heard([frames[0], frames[1, :31], frames[2, :44]]), KNOWN)
+    return network.reader(cache, (), [guidance] * 3, end=network.end)
+
+
+def spread(place: Place) -> Tensor:
+    """(V,) log-probabilities."""
+    return torch.tensor([place.of(token) for token in range(VOCABULARY)])
+
+
+def learned(text: list[int], row: int, *, is_deaf: bool = False) -> list[Tensor]:
     """Logits of the guesses at every place of a text, as training makes them: for each depth (U - n, V)."""
-    alone = NETWORK.select(CACHE, torch.tensor([row]))
+    cache = NETWORK.without_audio(CACHE, torch.tensor([True] * 3)) if is_deaf else CACHE
+    alone = NETWORK.select(cache, torch.tensor([row]))
     prefix = NETWORK.prefixes[alone.languages]
     tokens = torch.cat((prefix, torch.tensor([text])), dim=1)
     found = guesses(NETWORK.decoder, drafter_of(NETWORK), tokens, alone.memory, prefix.shape[1])
     return [NETWORK.decoder.unembed(told)[0] for told, _ in found]
 
 
+@pytest.mark.parametrize("guidance", [0.0, 0.7])
 @pytest.mark.parametrize("row", [0, 1, 2])
-def test_decoding_asks_what_training_taught(row: int) -> None:
-    reader = NETWORK.rereader(CACHE)
-    assert reader is not None
+def test_decoding_asks_what_training_taught(network: RuntimeNetwork, row: int, guidance: float) -> None:
+    reader = reader_of(network, guidance)
     reader.read([(0, [8, 8]), (1, [15]), (2, [])])
     reader.read([(row, TEXT)])
-    for depth, wanted in enumerate(learned(TEXT, row)):
+    heard, unheard = learned(TEXT, row), learned(TEXT, row, is_deaf=True)
+    for depth, (sound, silence) in enumerate(zip(heard, unheard, strict=True)):
+        wanted = ((1 + guidance) * sound - guidance * silence).log_softmax(-1)
         for place in range(len(TEXT) - depth):
-            told = reader.ahead([row], place, TEXT[place : place + depth + 1])[0]
-            torch.testing.assert_close(told, wanted[place], rtol=1e-4, atol=1e-4)
+            told = reader.ahead(row, place, TEXT[place : place + depth + 1])
+            torch.testing.assert_close(spread(told), wanted[place], rtol=1e-4, atol=1e-4)
+            assert told.tokens[0] == wanted[place].argmax()
 
 
-def test_what_is_asked_does_not_depend_on_what_was_asked_before() -> None:
-    def told(*questions: tuple[int, list[int]]) -> list[Tensor]:
-        reader = NETWORK.rereader(CACHE)
-        assert reader is not None
-        reader.read([(0, TEXT)])
-        return [reader.ahead([0], place, tokens)[0] for place, tokens in questions]
+def test_what_is_asked_does_not_depend_on_what_was_asked_before(network: RuntimeNetwork) -> None:
+    def told(*questions: tuple[int, int, list[int]]) -> list[Tensor]:
+        reader = reader_of(network)
+        reader.read([(0, TEXT), (1, TEXT)])
+        return [spread(reader.ahead(*question)) for question in questions]
 
-    last = (2, [15, 16])
-    for before in ([(2, [15])], [(2, [15]), (2, [15, 17])], [(1, [15])], [(2, [16])], [last]):
-        torch.testing.assert_close(told(*before, last)[-1], told(last)[-1], rtol=1e-4, atol=1e-4)
+    last = (0, 2, [15, 16])
+    for before in ([(0, 2, [15])], [(0, 2, [15]), (0, 2, [15, 17])], [(0, 1, [15])], [(0, 2, [16])], [last],
+                   [(1, 2, [15])], [(0, 2, [15]), (1, 2, [17])], [(0, 2, [15, 16, 17])]):  # fmt: skip
+        assert torch.equal(told(*before, last)[-1], told(last)[-1])
 
 
-def test_new_tokens_stand_behind_the_text_up_to_their_place_and_not_behind_its_own() -> None:
-    reader = NETWORK.rereader(CACHE)
-    assert reader is not None
+def test_new_tokens_stand_behind_the_text_up_to_their_place_and_not_behind_its_own(network: RuntimeNetwork) -> None:
+    reader = reader_of(network)
     reader.read([(0, TEXT)])
-    told = reader.ahead([0], 3, [15])[0]
+    told = spread(reader.ahead(0, 3, [15]))
     reader.read([(0, [*TEXT[:3], 8, 8])])
-    torch.testing.assert_close(reader.ahead([0], 3, [15])[0], told, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(spread(reader.ahead(0, 3, [15])), told, rtol=1e-4, atol=1e-4)
     reader.read([(0, [8, *TEXT[1:]])])
-    assert (reader.ahead([0], 3, [15])[0] - told).abs().max() > 0.01, "what stands before counts"
+    assert (spread(reader.ahead(0, 3, [15])) - told).abs().max() > 0.01, "what stands before counts"
 
 
 def test_there_is_a_guess_for_each_place_behind_a_token_and_what_it_should_be() -> None:
@@ -175,31 +205,29 @@ def test_it_is_stored_with_its_model(tmp_path: Folder, precision: str) -> None:
         torch.testing.assert_close(drafter_of(found.network).state_dict()[name], value, rtol=0, atol=near)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="int8 is for x86")
-def test_in_int8_it_says_about_the_same(tmp_path: Folder) -> None:
-    model = replace(drafting(1), network=blind(drafting(1)))
-    checkpoint.save(tmp_path, model, precision="int8")
+def test_in_int8_it_says_about_the_same(network: RuntimeNetwork, tmp_path: Folder) -> None:
     told = []
-    for precision in ("float32", "int8"):
-        network = checkpoint.load(tmp_path, precision=precision).network  # type: ignore[arg-type]
-        reader = network.rereader(network.prefill(random_speech([60]), KNOWN[:1]))
-        assert reader is not None
+    for one in (network, without_torch(tmp_path, NETWORK, 2, "int8")):
+        reader = reader_of(one)
         assert reader.drafts
         reader.read([(0, TEXT)])
-        told.append(reader.ahead([0], 2, [15, 16])[0])
-    assert quantised.holds(network)
-    assert float((told[0] - told[1]).abs().max()) < 0.05 * float(told[0].abs().max())
+        told.append(spread(reader.ahead(0, 2, [15, 16])))
+    assert 0 < float((told[0] - told[1]).abs().max()) < 0.05 * float(told[0].abs().max())
 
 
-def test_without_one_nothing_is_drafted() -> None:
-    plain = blind(random_model())
-    reader = plain.rereader(plain.prefill(random_speech([60]), KNOWN[:1]))
-    assert reader is not None
+def test_without_one_nothing_is_drafted(tmp_path: Folder) -> None:
+    assert not reader_of(without_torch(tmp_path, blind(random_model()), 0)).drafts
+
+
+def test_who_reads_canvases_as_a_whole_drafts_nothing() -> None:
+    reader = Torched(NETWORK).reader(Prefilled(CACHE), [8] * 3, [0.0] * 3, end=0)
     assert not reader.drafts
+    with pytest.raises(OptionError, match="without a drafter: set draft to 0"):
+        reader.ahead(0, 2, [15])
 
 
 def test_it_is_asked_where_there_are_few_steps_or_it_is_asked_for() -> None:
-    told = [SamplingOptions(steps=steps).drafted for steps in (1, 4, 5, 8)]
+    told = [SamplingOptions(steps=steps).drafted for steps in (1, 8, 9, 16)]
     assert told == [2, 2, 0, 0]
     assert SamplingOptions(steps=8, draft=3).drafted == 3
     assert SamplingOptions(steps=1, draft=0).drafted == 0
@@ -210,14 +238,13 @@ def test_it_is_asked_where_there_are_few_steps_or_it_is_asked_for() -> None:
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5])
 def test_the_embedded_model_writes_more_in_a_step_with_it(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    transcriber, asked = load("mini"), list[int]()
-    plain = Rereader.ahead
+    transcriber, asked, plain = load("mini"), list[int](), Reader.ahead
 
-    def noted(self: Rereader, rows: Sequence[int], place: int, tokens: Sequence[int]) -> Tensor:
-        asked.append(len(rows))
-        return plain(self, rows, place, tokens)
+    def noted(self: Reader, number: int, place: int, tokens: Sequence[int]) -> Place:
+        asked.append(draft)
+        return plain(self, number, place, tokens)
 
-    monkeypatch.setattr(Rereader, "ahead", noted)
+    monkeypatch.setattr(Reader, "ahead", noted)
     texts = []
     for draft in (0, 2):
         options = SamplingOptions(steps=1, draft=draft, guidance=guidance)
@@ -228,4 +255,4 @@ def test_the_embedded_model_writes_more_in_a_step_with_it(guidance: float, monke
             ]
         )
     assert texts[0] != texts[1]
-    assert set(asked) == ({2} if guidance else {1})
+    assert set(asked) == {2}

@@ -51,14 +51,6 @@ def test_a_row_of_a_batch_equals_the_row_alone_and_padding_is_zero() -> None:
         assert together[row, kept:].abs().sum() == 0
 
 
-def test_rows_by_themselves_give_what_they_give_together() -> None:
-    encoder, lengths = tiny_encoder(), torch.tensor([7, 120, 64, 65, 1])
-    batch = mel_of(5, MELS, 120)
-    together = encoder(batch, lengths)
-    encoder.is_apart = True
-    torch.testing.assert_close(encoder(batch, lengths), together, rtol=1e-4, atol=1e-5)
-
-
 def test_what_lies_past_the_length_does_not_matter() -> None:
     encoder, lengths = tiny_encoder(), torch.tensor([9, 40])
     clean, dirty = mel_of(2, MELS, 40), mel_of(2, MELS, 40)

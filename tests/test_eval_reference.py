@@ -12,7 +12,8 @@ import pytest
 from test_sets import FEATURES, Row, fleurs, librispeech, voxpopuli, write
 
 from diffasr.evaluate.sets import CONFIGS
-from diffasr.model.checkpoint import Model, save
+from diffasr.model.checkpoint import save
+from diffasr.model.loaded import Model
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "eval-reference"
 

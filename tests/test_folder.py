@@ -104,6 +104,6 @@ def test_the_machine_is_described() -> None:
     facts = machine_facts("cpu", 3)
     assert facts["threads"] == 3
     assert facts["cpu"]
-    assert set(facts["versions"]) == {"python", "diffasr", "torch"}
+    assert set(facts["versions"]) == {"python", "diffasr", "torch", "onnxruntime"}
     json.dumps(facts)
     assert peak_memory_mib() > 10

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from test_decode import heard, scripted
 from torch import Tensor
 
-from diffasr.decode import denoise_steps
-from diffasr.diffusion import ctc
+from diffasr.canvases import denoise_steps
+from diffasr.decode import Canvases
+from diffasr.diffusion import batched
 from diffasr.diffusion.fuse import fused, guided
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.text import Tokenizer
+from diffasr.torched import Prefilled
 
 
 def two_letters() -> Tokenizer:
@@ -70,10 +72,9 @@ def test_the_evidence_follows_hints_that_move() -> None:
     tokenizer = tiny_tokenizer()
     model: Any = type("Scripted", (), {"network": script, "tokenizer": tokenizer})()
     cache = script.prefill(heard(model, [hears]), None)
-    paths = ctc.heard(cache.ctc, cache.slots, blank=tokenizer.blank, joined=tokenizer.joined)
-    for draft in denoise_steps(
-        model, cache, paths, torch.tensor([16]), SamplingOptions(ctc_weight=weight, accept="prefix"), seeds=[0]
-    ):  # fmt: skip
+    paths = batched.heard(cache.ctc, cache.slots, blank=tokenizer.blank, joined=tokenizer.joined)
+    options = SamplingOptions(ctc_weight=weight, accept="prefix")
+    for draft in denoise_steps(model, Prefilled(cache), Canvases(paths, [16], [0]), options):
         plain = 30.0 * torch.nn.functional.one_hot(cache.memory[:, :16], tokenizer.size)
         expected = slow(plain, cache.ctc, hints[len(seen)].tolist(), tokenizer, weight).log_softmax(-1)
         seen.append(expected)

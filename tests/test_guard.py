@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.guard import another_try, is_loop, no_speech_probability, repetition
 from diffasr.windows import ListenOptions
 from diffasr.words import HeardWord

@@ -2,35 +2,37 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_model, tiny_tokenizer
 from test_decode import Script, heard
-from torch import Tensor
-from torch.nn import functional as F
 
 from diffasr import transcribe as module
+from diffasr.canvases import raised
 from diffasr.cli import parse
 from diffasr.cli.transcribe import _settings
 from diffasr.decode import Guide, decode
 from diffasr.diffusion import ctc
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.errors import OptionError
-from diffasr.hotwords import Hotwords, checked, favoured, put_in, read_list
-from diffasr.model.checkpoint import Model
+from diffasr.hotwords import Favouring, Hotwords, checked, favoured, put_in, read_list
+from diffasr.model.loaded import Model
 from diffasr.text import Tokenizer
 from diffasr.transcribe import Transcriber
+from diffasr.whole import places_of
 
 TINY = tiny_tokenizer()
 MINI = Path(module.__file__).parent / "assets" / "mini" / "tokenizer.json"
 
 
-def posterior(text: str, tokenizer: Tokenizer, other: str | None = None, nats: float = 1.0) -> Tensor:
+def posterior(text: str, tokenizer: Tokenizer, other: str | None = None, nats: float = 1.0) -> np.ndarray:
     """Logits (N, C) that say ``text`` plainly, a blank behind each label; ``other``, of as many labels, is ``nats`` a
     label less likely, all else hopeless."""
     labels = [x for label in tokenizer.pieces(text) for x in (label, tokenizer.blank)]
-    logits = 30.0 * F.one_hot(torch.tensor(labels), len(tokenizer.alphabet)).float()
+    logits = 30 * np.eye(len(tokenizer.alphabet), dtype=np.float32)[labels]
     second = [x for label in tokenizer.pieces(other or text) for x in (label, tokenizer.blank)]
     assert len(second) == len(labels)
     for slot, (a, b) in enumerate(zip(labels, second, strict=True)):
@@ -40,10 +42,10 @@ def posterior(text: str, tokenizer: Tokenizer, other: str | None = None, nats: f
 
 
 def mended(
-    logits: Tensor, tokenizer: Tokenizer, *words: str, language: str = "en", **how: float
+    logits: np.ndarray, tokenizer: Tokenizer, *words: str, language: str = "en", **how: float
 ) -> tuple[str, ctc.Path]:
     """CTC's text with the hotwords in it."""
-    (path,) = ctc.best_paths(logits[None], torch.tensor([len(logits)]), blank=tokenizer.blank)
+    path = ctc.best_path(logits, blank=tokenizer.blank)
     path = put_in(path, logits, tokenizer, Hotwords(words=words, **how), language)
     assert path.slots == sorted(set(path.slots))
     assert len(path.slots) == len(path.tokens)
@@ -112,16 +114,32 @@ def test_mandarin_words_stand_anywhere() -> None:
 
 def test_only_the_tokens_of_the_word_are_raised() -> None:
     path = ctc.Path([], [], 0.0, favoured=("cat",), favour=4.0)
-    canvas = torch.tensor([[*TINY.encode("a cat and scatter"), TINY.end, *TINY.encode("cat")]])
-    flat = torch.zeros(1, canvas.shape[1], TINY.size)
-    raised = favoured(flat, canvas, [path], TINY)
-    places = (raised != 0).nonzero().tolist()
-    first = canvas[0].tolist().index(TINY.encode("c")[0])
-    assert [place for _, place, _ in places][:3] == [first, first + 1, first + 2]
-    assert all(token == canvas[0, place] for _, place, token in places)
-    assert all(place < canvas[0].tolist().index(TINY.end) for _, place, _ in places)
-    assert set(raised.unique().tolist()) == {0.0, 4.0}
-    assert favoured(flat, canvas, [ctc.Path([], [], 0.0)], TINY) is flat
+    canvas = [*TINY.encode("a cat and scatter"), TINY.end, *TINY.encode("cat")]
+    first = canvas.index(TINY.encode("c")[0])
+    held = sorted(favoured(canvas, path, TINY))
+    assert held[:3] == [first, first + 1, first + 2]
+    assert held[-1] < canvas.index(TINY.end)
+    flat = torch.zeros(1, len(canvas), TINY.size)
+    bent = raised(flat, torch.tensor([canvas]), [path], TINY)
+    assert (bent != 0).nonzero().tolist() == [[0, place, canvas[place]] for place in held]
+    assert set(bent.unique().tolist()) == {0.0, 4.0}
+    assert raised(flat, torch.tensor([canvas]), [ctc.Path([], [], 0.0)], TINY) is flat
+
+
+def test_a_reader_of_texts_raises_the_words_as_logits_would_be() -> None:
+    dice = torch.Generator().manual_seed(0)
+    texts = [TINY.encode("a cat"), TINY.encode("the cat sat")]
+    logits = [torch.randn(len(text) + 1, TINY.size, generator=dice) for text in texts]
+    paths = [ctc.Path([], [], 0.0), ctc.Path([], [], 0.0, favoured=("cat",), favour=4.0)]
+    plain = MagicMock(drafts=True, read=lambda asked: [places_of(logits[row]) for row, _ in asked])
+    reader = Favouring(plain, paths, TINY)
+    for (row, text), found in zip(enumerate(texts), reader.read(list(enumerate(texts))), strict=True):
+        bent = raised(logits[row][None], torch.tensor([[*text, TINY.end]]), [paths[row]], TINY)[0].log_softmax(-1)
+        said = torch.tensor([[place.of(token) for token in range(TINY.size)] for place in found])
+        torch.testing.assert_close(said, bent)
+    assert reader.drafts
+    assert reader.ahead(1, 2, [3]) is plain.ahead.return_value
+    plain.ahead.assert_called_once_with(1, 2, [3])
 
 
 def decoded(answers: list[str], hears: list[str], hotwords: Hotwords | None, **options: Any) -> list[str]:

@@ -12,9 +12,9 @@ from diffasr.cli import main
 from diffasr.errors import ModelError
 from diffasr.model import checkpoint, hub
 from diffasr.model.adapter import WHISPER
-from diffasr.model.checkpoint import Model
 from diffasr.model.gemma import GEMMA, add_lora, build_backbone
 from diffasr.model.info import Description, Part, config_26b, count, describe, render, summary
+from diffasr.model.loaded import Model
 
 
 @pytest.fixture(scope="module")

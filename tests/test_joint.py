@@ -1,7 +1,6 @@
 """Writing together: a fake denoiser that looks to the left, a fake posterior that hears letters."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,12 @@ from conftest import tiny_tokenizer
 from torch import Tensor
 
 from diffasr.diffusion.fluency import Fluency
-from diffasr.diffusion.joint import CALM, FAR, Ahead, Joint, Opinion, opinions
+from diffasr.diffusion.joint import CALM, FAR, Ahead, Joint
 from diffasr.diffusion.lattice import Sound
+from diffasr.places import Opinion, Place, unread
 from diffasr.text import Spelling, Tokenizer
 from diffasr.train.letters import build
+from diffasr.whole import places_of
 
 LETTERS = "abcdefghij"
 END = len(LETTERS)
@@ -45,8 +46,11 @@ class Writer:
     def __init__(self, text: str, *, sure: float = 0.9) -> None:
         self.text, self.sure = [*ids(text), END], sure
 
-    def __call__(self, tokens: list[int]) -> Tensor:
-        """Logits (U + 1, V)."""
+    def __call__(self, tokens: list[int]) -> list[Place]:
+        return places_of(self.logits(tokens))
+
+    def logits(self, tokens: list[int]) -> Tensor:
+        """(U + 1, V)."""
         out = torch.full((len(tokens) + 1, END + 1), math.log((1 - self.sure) / END))
         for place, before in enumerate([-1, *tokens]):
             known = before in self.text[:-1]
@@ -64,7 +68,7 @@ def steps(writes: Joint, denoiser: Writer, start: str, most: int = 20) -> list[s
     """The drafts until one stays."""
     tokens, drafts = ids(start), [start]
     for _ in range(most):
-        new = writes.step(tokens, opinions(denoiser(tokens), [*tokens, END]))
+        new = writes.rewritten(tokens, denoiser(tokens))
         if new == tokens:
             return drafts
         tokens = new
@@ -87,8 +91,7 @@ def test_where_it_stays_is_where_one_token_after_another_leads(heard: str, knows
     denoiser, one = Writer(knows), joint(heard)
     tokens: list[int] = []
     while True:
-        (said,) = opinions(denoiser(tokens)[-1:], [END])
-        token = one.next(tokens, said)
+        token = one.next(tokens, denoiser(tokens)[-1])
         if token == END:
             break
         tokens.append(token)
@@ -145,8 +148,8 @@ def test_how_a_text_reads_decides_between_what_is_equally_heard_and_equally_like
     writes = Joint(Sound(torn, blank=0), SPELLING, end=END, weight=0.43, confidence=0.3, fluency=fluency)
     tokens = ids(start)
     for _ in range(6):
-        logits = torch.logaddexp(Writer("abcd")(tokens).log_softmax(-1), Writer("abed")(tokens).log_softmax(-1))
-        tokens = writes.step(tokens, opinions(logits, [*tokens, END]))
+        one, other = (Writer(text).logits(tokens).log_softmax(-1) for text in ("abcd", "abed"))
+        tokens = writes.rewritten(tokens, places_of(torch.logaddexp(one, other)))
     assert letters(tokens) == reads
 
 
@@ -159,35 +162,41 @@ def test_confidence_holds_back_what_is_not_the_first_change(confidence: float, d
 def test_ctc_may_object_to_what_is_not_the_first_change() -> None:
     start, knows = "jbcdefgh", "abcdefgi"
     writes, denoiser = joint("abcdefgh", sure=0.99999, weight=0.1), Writer(knows)
-    said = opinions(denoiser(ids(start)), [*ids(start), END])
-    assert letters(writes.step(ids(start), said)) == "abcdefgh", "the last letter would cost CTC too much"
-    said = opinions(denoiser(ids("abcdefgh")), [*ids("abcdefgh"), END])
-    assert letters(writes.step(ids("abcdefgh"), said)) != "abcdefgh", "as the first change it is made"
+    one, other = (letters(writes.rewritten(ids(text), denoiser(ids(text)))) for text in (start, "abcdefgh"))
+    assert one == "abcdefgh", "the last letter would cost CTC too much"
+    assert other != "abcdefgh", "as the first change it is made"
 
 
 def test_a_step_reads_nothing_but_what_it_is_given() -> None:
     writes, tokens = joint("abcd"), ids("abgd")
-    said = opinions(Writer("abcd")(tokens), [*tokens, END])
-    assert writes.step(tokens, said) == writes.step(tokens, said) and tokens == ids("abgd")
+    said = Writer("abcd")(tokens)
+    assert writes.rewritten(tokens, said) == writes.rewritten(tokens, said) and tokens == ids("abgd")
 
 
-def test_rewritten_keeps_size_and_closes_with_the_end() -> None:
-    canvas = torch.tensor([*ids("abgd"), END, END])
-    logits = torch.cat((Writer("abcd")(ids("abgd")), torch.zeros(1, END + 1)))
-    assert joint("abcd").rewritten(canvas, logits).tolist() == [*ids("abcd"), END, END]
+@pytest.mark.parametrize("nats", [0.0, 1.5, 1000.0])
+@pytest.mark.parametrize("token", [0, 3, 9])
+def test_a_raised_token_is_as_if_its_logit_were_higher(token: int, nats: float) -> None:
+    logits = torch.tensor([0.0, 3.0, -1.0, 2.5, 1.0, 0.5, -2.0, 0.25, 4.0, -6.0])
+    bent = logits + nats * torch.nn.functional.one_hot(torch.tensor(token), 10)
+    (plain,), (wanted,) = places_of(logits[None]), places_of(bent[None])
+    few = Place(plain.tokens[:3], plain.log_probabilities[:3], plain.rest)
+    for place in (plain, few):
+        found = place.raised(token, nats)
+        assert found.tokens == [other for other in wanted.tokens if other in {*place.tokens, token}]
+        said = [wanted.of(n) for n in range(10)]
+        assert [found.of(n) for n in range(10)] == pytest.approx(said, abs=1e-5, rel=1e-5)
 
 
-def test_a_full_canvas_ends_without_being_asked_where_it_has_no_place() -> None:
-    canvas = torch.tensor(ids("abcd"))
-    assert joint("abcd").rewritten(canvas, Writer("abcd")(ids("abcd"))[:4]).tolist() == ids("abcd")
+def test_an_opinion_of_a_place_knows_what_stands_there_however_unlikely() -> None:
+    (place,) = places_of(torch.tensor([[1.0, 2.0, 3.0]]))
+    few = Place(place.tokens[:1], place.log_probabilities[:1], place.rest)
+    assert few.opinion(0) == Opinion(own=place.of(0), tokens=[2], log_probabilities=place.log_probabilities[:1])
+    assert [few.of(n) for n in range(3)] == [place.of(n) for n in range(3)]
 
 
-def test_opinions_are_log_probabilities() -> None:
-    (one,) = opinions(torch.tensor([[1.0, 2.0, 3.0]]), [0])
-    wanted = torch.tensor([1.0, 2.0, 3.0]).log_softmax(0)
-    assert one.own == pytest.approx(float(wanted[0]), abs=1e-5)
-    assert one.tokens == [2, 1, 0] and one.log_probabilities == pytest.approx(wanted.flip(0).tolist(), abs=1e-5)
-    assert replace(one, own=-1.0) == Opinion(own=-1.0, tokens=one.tokens, log_probabilities=one.log_probabilities)
+def test_behind_a_text_the_end_is_sure_and_all_else_costs_twenty_nats() -> None:
+    place = unread(END)
+    assert (place.of(END), place.of(0), place.tokens) == (0.0, -20.0, (END,))
 
 
 def test_a_tokenizer_spells_with_short_labels_only(tokenizer: Tokenizer) -> None:
@@ -212,7 +221,7 @@ def drafter(denoiser: Writer, tokens: list[int], most: int = 2) -> tuple[Ahead, 
 
     def told(place: int, new: Any, own: int) -> Opinion:
         asked.append(tuple(new))
-        return opinions(denoiser([*tokens[:place], *new])[-1:], [own])[0]
+        return denoiser([*tokens[:place], *new])[-1].opinion(own)
 
     return Ahead(most=most, told=told), asked
 
@@ -221,9 +230,9 @@ def drafter(denoiser: Writer, tokens: list[int], most: int = 2) -> tuple[Ahead, 
 def test_with_a_drafter_a_step_writes_so_many_tokens_more(most: int) -> None:
     writes, denoiser, start = joint("abcdef"), Writer("abcdef"), "abjhhf"
     ahead, asked = drafter(denoiser, ids(start), most)
-    said = opinions(denoiser(ids(start)), [*ids(start), END])
-    alone = letters(writes.step(ids(start), said))
-    got = letters(writes.step(ids(start), said, ahead))
+    said = denoiser(ids(start))
+    alone = letters(writes.rewritten(ids(start), said))
+    got = letters(writes.rewritten(ids(start), said, ahead))
     assert len(asked) == most
     assert (got == alone) == (most == 0)
     right = [n for n in range(6) if got[: n + 1] == "abcdef"[: n + 1]]
@@ -233,16 +242,14 @@ def test_with_a_drafter_a_step_writes_so_many_tokens_more(most: int) -> None:
 def test_behind_what_stays_no_drafter_is_asked() -> None:
     denoiser = Writer("abcd")
     ahead, asked = drafter(denoiser, ids("abcd"))
-    assert (
-        letters(joint("abcd").step(ids("abcd"), opinions(denoiser(ids("abcd")), [*ids("abcd"), END]), ahead)) == "abcd"
-    )
+    assert letters(joint("abcd").rewritten(ids("abcd"), denoiser(ids("abcd")), ahead)) == "abcd"
     assert not asked
 
 
 def test_a_drafter_that_is_not_sure_changes_nothing() -> None:
     writes, denoiser = joint("abcdef", confidence=0.95), Writer("abcdef", sure=0.9)
     start = ids("abjhhf")
-    said = opinions(denoiser(start), [*start, END])
+    said = denoiser(start)
     ahead, asked = drafter(denoiser, start)
-    assert writes.step(start, said, ahead) == writes.step(start, said)
+    assert writes.rewritten(start, said, ahead) == writes.rewritten(start, said)
     assert asked

@@ -1,4 +1,4 @@
-"""Attention against torch's own, joined projections against single ones, and tables that cost nothing on meta."""
+"""Attention against torch's own and against its parts, and tables that cost nothing on meta."""
 
 import subprocess
 import sys
@@ -20,19 +20,13 @@ def attention() -> Attention:
     return Attention(WIDTH, HEADS).requires_grad_(False)
 
 
-def joined(single: Attention) -> nn.Linear:
-    """One layer that gives queries, keys and values behind one another."""
-    one = nn.Linear(WIDTH, 3 * WIDTH).requires_grad_(False)
-    one.weight.copy_(torch.cat((single.q_proj.weight, single.k_proj.weight, single.v_proj.weight)))
-    one.bias.copy_(torch.cat((single.q_proj.bias, torch.zeros(WIDTH), single.v_proj.bias)))
-    return one
-
-
 def test_it_is_torchs_multi_head_attention() -> None:
-    ours, one, x = attention(), joined(attention()), random(2, 5, WIDTH)
+    ours, x = attention(), random(2, 5, WIDTH)
     torchs = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True).requires_grad_(False)
+    weights = torch.cat((ours.q_proj.weight, ours.k_proj.weight, ours.v_proj.weight))
+    biases = torch.cat((ours.q_proj.bias, torch.zeros(WIDTH), ours.v_proj.bias))
     torchs.load_state_dict(
-        {"in_proj_weight": one.weight, "in_proj_bias": one.bias}
+        {"in_proj_weight": weights, "in_proj_bias": biases}
         | {f"out_proj.{k}": v for k, v in ours.out_proj.state_dict().items()}
     )
     real = key_mask(torch.tensor([5, 3]), 5)
@@ -40,13 +34,9 @@ def test_it_is_torchs_multi_head_attention() -> None:
     torch.testing.assert_close(ours(x, ours.keys_values(x), real), expected)
 
 
-def test_joined_projections_are_the_single_ones() -> None:
-    single, other, x = attention(), attention(), random(2, 5, WIDTH)
-    other.joint = joined(single)
-    expected, found = single.queries_keys_values(x), other.queries_keys_values(x)
-    for a, b in zip((expected[0], *expected[1]), (found[0], *found[1]), strict=True):
-        torch.testing.assert_close(a, b)
-    torch.testing.assert_close(single.attend(*expected), single(x, single.keys_values(x)))
+def test_it_is_its_parts() -> None:
+    layer, x = attention(), random(2, 5, WIDTH)
+    torch.testing.assert_close(layer.attend(*layer.queries_keys_values(x)), layer(x, layer.keys_values(x)))
 
 
 def test_the_past_grows_by_what_is_read() -> None:

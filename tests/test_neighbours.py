@@ -12,8 +12,8 @@ from diffasr import transcribe as module
 from diffasr.cli import parse
 from diffasr.cli.transcribe import _settings
 from diffasr.decode import Decoded, Guide, decode
-from diffasr.diffusion.sampler import SamplingOptions
-from diffasr.model.checkpoint import Model
+from diffasr.diffusion.options import SamplingOptions
+from diffasr.model.loaded import Model
 from diffasr.transcribe import Transcriber
 from diffasr.windows import ListenOptions, Window
 

@@ -1,5 +1,8 @@
 """Laws of a canvas of which some tokens are known, with logits at random and with a script."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +13,14 @@ from torch.nn import functional as F
 from diffasr.diffusion.ctc import BUCKETS
 from diffasr.diffusion.joint import Joint
 from diffasr.diffusion.lattice import Sound
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.diffusion.pinned import Judge, Piece, Sheet
-from diffasr.diffusion.sampler import SamplingOptions, sample
+from diffasr.diffusion.sampler import sample
+from diffasr.diffusion.together import write
 from diffasr.errors import OptionError
+from diffasr.places import Place
 from diffasr.text import Tokenizer
+from diffasr.whole import places_of
 
 TOKENIZER = tiny_tokenizer()
 
@@ -127,17 +134,21 @@ def jointly(sheet: Sheet, wanted: Tensor | str, heard: str, *, steps: int = 8, d
     joint = Joint(sound, SPELLER.spelling, end=SPELLER.end, weight=0.43, confidence=0.1)
     dice = torch.Generator().manual_seed(0 if isinstance(wanted, str) else int(wanted))
 
-    def denoise(canvas: Tensor, _previous: Tensor | None, _rows: Tensor) -> Tensor:
-        assert torch.equal(canvas, sheet.canvas())
-        if not isinstance(wanted, str):
-            return 3.0 * torch.randn(1, sheet.size, VOCABULARY, generator=dice)
-        said = torch.full((1, sheet.size), TOKENIZER.end)
-        known = torch.tensor(TOKENIZER.encode(wanted))
-        said[0, : len(known)] = known
-        return 30.0 * F.one_hot(said, VOCABULARY).float()
+    class Denoiser:
+        drafts = False
 
-    options, lengths = SamplingOptions(steps=steps, accept="joint"), torch.tensor([sheet.size])
-    for draft in sample(denoise, sheet.canvas(), lengths, options, end=TOKENIZER.end, renew=sheet.together(joint)):
+        def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
+            assert texts == [(0, sheet.tokens())]
+            if not isinstance(wanted, str):
+                return [places_of(3.0 * torch.randn(len(sheet.tokens()) + 1, VOCABULARY, generator=dice))]
+            said = [*TOKENIZER.encode(wanted), *[TOKENIZER.end] * sheet.size][: len(sheet.tokens()) + 1]
+            return [places_of(30.0 * F.one_hot(torch.tensor(said), VOCABULARY).float())]
+
+        def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Place:
+            raise AssertionError("nobody drafts")
+
+    known: dict[str, Any] = {"steps": steps, "end": TOKENIZER.end}
+    for draft in write(Denoiser(), [sheet.together(joint)], [sheet.tokens()], [sheet.size], **known):
         assert [t for t in draft.tokens[0].tolist() if t != TOKENIZER.end] == sheet.tokens()
         assert len(sheet.tokens()) < sheet.size
     return TOKENIZER.decode(sheet.tokens())

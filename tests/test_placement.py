@@ -15,10 +15,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import diffasr
+from diffasr import loading
 from diffasr.cli import main
 from diffasr.errors import OptionError
 from diffasr.model import adapter, checkpoint, placement, plan
-from diffasr.model.checkpoint import Model
+from diffasr.model.loaded import Model
 from diffasr.model.network import Speech
 from diffasr.model.placement import HOST, Target, cards, place_
 from diffasr.transcribe import Transcriber
@@ -99,7 +100,7 @@ def room_for(folder: Path, precision: Any, layers: float) -> float:
 
 
 def planned(folder: Path, precision: Any) -> plan.Row:
-    rows = plan.plan(adapter.sketch(checkpoint.read_config(folder)), plan.Work())
+    rows = plan.plan(adapter.sketch(loading.read_config(folder)), plan.Work())
     return next(row for row in rows if row.precision == precision)
 
 

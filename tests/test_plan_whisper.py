@@ -12,9 +12,9 @@ from tokenizers import Tokenizer as Backend
 
 from diffasr.cli import main
 from diffasr.model import checkpoint
-from diffasr.model.checkpoint import Model
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffasr.model.encoder import WhisperEncoder
+from diffasr.model.loaded import Model
 from diffasr.model.plan import GIB, Work
 from diffasr.model.plan_whisper import cache_bytes, hear_bytes, plan, sketch, step_bytes
 from diffasr.model.projector import Projector

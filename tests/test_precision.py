@@ -12,8 +12,8 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from diffasr.errors import OptionError
 from diffasr.model import adapter, checkpoint
-from diffasr.model.checkpoint import Model
 from diffasr.model.gemma import build_backbone
+from diffasr.model.loaded import Model
 from diffasr.model.network import Speech
 from diffasr.model.precision import SplitExperts, shrink_, stored_bytes
 

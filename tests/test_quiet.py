@@ -12,7 +12,8 @@ from diffasr.evaluate.quiet import KINDS, cells, false_text, make, quiet_set, wo
 from diffasr.evaluate.report import build_report
 from diffasr.evaluate.run import evaluate
 from diffasr.evaluate.systems import EvaluationOptions
-from diffasr.model.checkpoint import Model, save
+from diffasr.model.checkpoint import save
+from diffasr.model.loaded import Model
 
 
 @pytest.mark.parametrize("kind", KINDS)

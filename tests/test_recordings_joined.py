@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from diffasr.audio import SAMPLE_RATE_HZ, Samples, load_audio
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.evaluate.quiet import KINDS, make
-from diffasr.model.precision import Precision
+from diffasr.model.loaded import Precision
 from diffasr.transcribe import Transcriber, load
 from diffasr.transcript import Segment
 from diffasr.windows import ListenOptions, Windows
@@ -51,8 +50,6 @@ def placeless(segment: Segment, offset: float) -> Segment:
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_recordings_joined_give_their_texts_and_all_that_goes_with_them(precision: Precision) -> None:
     """In int8 to the last bit; in float32 sums depend on the size of the batch, in their last digits."""
-    if precision == "int8" and not torch.backends.mkldnn.is_available():
-        pytest.skip("no int8 on this machine")
     asr = load("mini", precision=precision)
     whole, starts = join(SAMPLE_RATE_HZ, 3 * SAMPLE_RATE_HZ + 1, SAMPLE_RATE_HZ + 777, 0)
     together = asr.transcribe(whole, options=QUICK)

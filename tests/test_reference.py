@@ -13,7 +13,7 @@ from torch import Tensor
 from diffasr.cli import main
 from diffasr.errors import ModelError
 from diffasr.model import adapter, checkpoint, hub, reference
-from diffasr.model.checkpoint import Model
+from diffasr.model.loaded import Model
 
 Weights = dict[str, Tensor]
 

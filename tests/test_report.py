@@ -7,7 +7,7 @@ from typing import Any
 import jiwer
 import pytest
 
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.evaluate.normalise import normalise
 from diffasr.evaluate.page import render
 from diffasr.evaluate.report import build_report, write_report

@@ -18,15 +18,17 @@ import torch
 
 from diffasr.audio import SAMPLE_RATE_HZ, Samples
 from diffasr.comparisons import ctc_texts
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.decodable import decodable
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.evaluate import run
 from diffasr.evaluate.folder import ROWS, read_facts, read_rows
 from diffasr.evaluate.run import batches, evaluate, fingerprint
 from diffasr.evaluate.sets import Clip
 from diffasr.evaluate.systems import EvaluationOptions, System, systems
-from diffasr.model.checkpoint import Model, save
+from diffasr.model.checkpoint import save
 from diffasr.model.hub import REFERENCE_FILE
+from diffasr.model.loaded import Model
 from diffasr.model.whisper import WhisperNetwork
 from diffasr.transcribe import Transcriber, load
 from diffasr.windows import ListenOptions
@@ -208,8 +210,8 @@ def test_the_language_found_is_noted(folder: Path, manifest: Path, tmp_path: Pat
 
 
 def test_a_long_recording_is_cut_into_windows(model: Model) -> None:
-    clock = run.Clock(model.network)
-    timed = Transcriber(dataclasses.replace(model, network=clock.as_network()))
+    clock = run.Clock(decodable(model.network))
+    timed = Transcriber(dataclasses.replace(model, network=clock))
     long = sound(31)
     long[SAMPLE_RATE_HZ * 25 : SAMPLE_RATE_HZ * 26] = 0
     assert run._listen(timed, clock, [long])[0] is None

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffasr.diffusion import sampler
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.diffusion.sampler import (
     Draft,
-    SamplingOptions,
     Step,
     closed,
     fresh_rows,

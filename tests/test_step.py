@@ -10,14 +10,14 @@ from conftest import random_model, random_speech, tiny_tokenizer, wake
 from torch import Tensor
 
 from diffasr.audio import log_mel
-from diffasr.diffusion import ctc
+from diffasr.diffusion import batched, ctc
 from diffasr.diffusion.loss import ar_loss, ctc_loss
 from diffasr.model.network import Speech
 from diffasr.model.whisper import WhisperNetwork
 from diffasr.text import Tokenizer
 from diffasr.train.data import Batch, FeatureStore, collate, read_items
 from diffasr.train.stages import Stage
-from diffasr.train.step import blank_mel, blank_spans, dropped, in_silence, losses
+from diffasr.train.step import blank_mel, blank_spans, dropped, hissing, in_silence, losses
 
 END = tiny_tokenizer().end
 
@@ -124,7 +124,7 @@ def spy(network: WhisperNetwork, monkeypatch: pytest.MonkeyPatch) -> Spy:
 
 def heard(network: WhisperNetwork, batch: Batch) -> list[ctc.Path]:
     logits = network.prefill(batch.speech, batch.languages).ctc.detach()
-    return ctc.heard(logits, network.slots(batch.speech), blank=END, joined=tiny_tokenizer().joined)
+    return batched.heard(logits, network.slots(batch.speech), blank=END, joined=tiny_tokenizer().joined)
 
 
 def clean_canvas(batch: Batch, size: int, end: int) -> Tensor:
@@ -170,7 +170,7 @@ def test_who_hears_all_gets_the_truth_as_draft(
     said = [batch.tokens[row, :n].tolist() for row, n in enumerate(batch.lengths.tolist())]
     for lost in (0, 1):
         paths = [ctc.Path(row[lost:], list(range(lost, len(row))), 0.0) for row in said]
-        monkeypatch.setattr(ctc, "heard", lambda *args, paths=paths, **names: paths)
+        monkeypatch.setattr(batched, "heard", lambda *args, paths=paths, **names: paths)
         run(network, batch, draft_share=1.0, draft_noise=0.0, conditioned_share=0.0, hint_drop=0.0, blur=0.0)
         canvas, hints = spy.calls[-1]["canvas"], spy.calls[-1]["hints"]
         assert torch.equal(canvas[:, lost:], clean_canvas(batch, canvas.shape[1], END)[:, lost:])
@@ -268,6 +268,17 @@ def test_blanking_takes_its_share_of_the_rows_and_its_dice() -> None:
     assert hit == pytest.approx(0.25, abs=0.06)
     assert torch.equal(masked.frames, blank_spans(speech, 0.25, dice()).frames)
     assert not torch.equal(masked.frames, blank_spans(speech, 0.25, dice(1)).frames)
+
+
+def test_hiss_is_loud_by_row_where_the_frames_are_and_by_its_dice() -> None:
+    speech = random_speech([400] * 30)
+    assert hissing(speech, 0.0, dice()) is speech
+    added = hissing(speech, 2.0, dice()).frames - speech.frames
+    amounts = (added / speech.frames.std(1, keepdim=True)).std((1, 2))
+    assert 0 < amounts.min() < 0.5 and 1.5 < amounts.max() < 2.05
+    louder = Speech(frames=10 * speech.frames, lengths=speech.lengths)
+    torch.testing.assert_close(hissing(louder, 2.0, dice()).frames, 10 * (speech.frames + added))
+    assert not torch.equal(hissing(speech, 2.0, dice(1)).frames - speech.frames, added)
 
 
 def test_some_rows_learn_to_write_without_sound_and_without_hints(

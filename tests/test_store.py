@@ -9,7 +9,7 @@ from conftest import random_model, write_store
 
 from diffasr.comparisons import ar_texts, ctc_texts
 from diffasr.decode import decode
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.evaluate.score import error_rates
 from diffasr.evaluate.store import Decoder, score_store
 from diffasr.model.network import Speech
@@ -27,7 +27,7 @@ def test_scoring_a_store_is_decoding_it_with_the_language_given(
     pairs = []
     for n in numbers:
         speech = Speech(frames=store.frames(n)[None], lengths=torch.tensor([len(store.frames(n))]))
-        language = torch.tensor([0 if says[n][1] == "en" else 1])
+        language = [0 if says[n][1] == "en" else 1]
         if decoder == "ctc":
             (text,) = ctc_texts(model, speech)
         elif decoder == "ar":

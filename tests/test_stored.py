@@ -8,8 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffasr.errors import ModelError
-from diffasr.model.quantised import quantise
-from diffasr.model.stored import Stored, floats
+from diffasr.model.stored import Stored, floats, quantise
 
 
 def written(path: Path, count: int) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ from conftest import MELS, VOCABULARY, WIDTH, random_model, random_speech, row_a
 from torch import Tensor
 from transformers.models.whisper.modeling_whisper import sinusoids as whisper_sinusoids
 
-from diffasr.model.checkpoint import Model, from_whisper
+from diffasr.model.checkpoint import from_whisper
 from diffasr.model.layers import Attention
+from diffasr.model.loaded import Model
 from diffasr.model.network import Cache, Speech
 from diffasr.model.whisper import HANDICAP, HEARD, PACE, WhisperNetwork, sinusoids
 from diffasr.text import LANGUAGES

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 from transformers import DiffusionGemmaForBlockDiffusion
 
+from diffasr.diffusion.batched import best_paths
 from diffasr.diffusion.corrupt import corrupt, draw_times
-from diffasr.diffusion.ctc import best_paths
 from diffasr.diffusion.loss import ar_loss, ctc_loss, diffusion_loss
-from diffasr.diffusion.sampler import SamplingOptions, sample
+from diffasr.diffusion.options import SamplingOptions
+from diffasr.diffusion.sampler import sample
 from diffasr.evaluate.score import character_counts
 from diffasr.model.gemma import GemmaNetwork, Prompt, add_lora, build_backbone
 from diffasr.model.network import Cache, Speech

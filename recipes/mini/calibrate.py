@@ -17,17 +17,13 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import torch
-
-from diffasr import confidence
+from diffasr import confidence, loading
 from diffasr.decode import decode
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.evaluate.breakdown import are_right, reliability
-from diffasr.model import checkpoint
-from diffasr.model.checkpoint import Model
+from diffasr.evaluate.store import speech_of
 from diffasr.model.config import Calibration, ModelConfig
-from diffasr.model.encoder import stack
-from diffasr.model.network import Speech
+from diffasr.model.loaded import Model
 from diffasr.text import LANGUAGES
 from diffasr.train.data import FeatureStore
 from diffasr.words import HeardWord
@@ -55,9 +51,8 @@ def judgements(model: Model, store: FeatureStore, votes: int, steps: int) -> Ite
     for start in range(0, len(order), ROWS):
         numbers = order[start : start + ROWS]
         said = [store.utterances[n] for n in numbers]
-        frames, lengths = stack([store.frames(n).T for n in numbers])  # (B, S, T)
-        known = torch.tensor([list(LANGUAGES).index(u.language) for u in said])
-        speech = Speech(frames=frames.transpose(1, 2), lengths=lengths)
+        known = [list(LANGUAGES).index(u.language) for u in said]
+        speech = speech_of(store, numbers, model)
         for number, utterance, heard in zip(numbers, said, decode(model, speech, known, options), strict=True):
             found = are_right([w.word for w in heard.words], utterance.text, utterance.language, "basic")
             half = crc32((utterance.speaker or utterance.audio).encode()) % 2
@@ -134,7 +129,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     args = parser.parse_args()
-    model, store = checkpoint.load(args.model), FeatureStore(args.features)
+    model, store = loading.load(args.model), FeatureStore(args.features)
     judged = [j for votes in args.votes for j in judgements(model, store, votes, args.steps)]
     found, calibration = report(judged, held_out(judged)), fitted(judged)
     print(table(found))

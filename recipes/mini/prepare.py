@@ -19,13 +19,13 @@ from pathlib import Path
 
 import soundfile
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as Backend
 
 from diffasr.audio import SAMPLE_RATE_HZ, load_audio
 from diffasr.letters import Letters
 from diffasr.model import checkpoint
-from diffasr.model.whisper import BLIND, HANDICAP, PACE
+from diffasr.model.config import BLIND, HANDICAP, PACE
 from diffasr.text import LANGUAGES, Tokenizer
 from diffasr.train import vocabulary
 from diffasr.train.data import FeatureStore, read_manifest

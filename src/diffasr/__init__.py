@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffasr.diffusion.sampler import SamplingOptions
+    from diffasr.diffusion.options import SamplingOptions
     from diffasr.errors import (
         AudioError,
         DiffasrError,
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "SamplingOptions": "diffusion.sampler",
+    "SamplingOptions": "diffusion.options",
     "Segment": "transcript",
     "Transcriber": "transcribe",
     "Transcript": "transcript",

@@ -4,15 +4,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-import torch
+import numpy as np
 
+from diffasr.decodable import Heard
 from diffasr.diffusion import ctc, vote
 from diffasr.diffusion.beam import Beam, BeamOptions
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.fluency import Fluency
+from diffasr.diffusion.joint import Joint
+from diffasr.diffusion.lattice import Sound
+from diffasr.diffusion.options import SamplingOptions
+from diffasr.errors import OptionError
 from diffasr.hotwords import Hotwords, put_in
-from diffasr.model.checkpoint import Model
 from diffasr.model.config import BY_LANGUAGE
-from diffasr.model.network import Cache
+from diffasr.model.loaded import Model
 from diffasr.text import LANGUAGES
 from diffasr.transcript import Alternative
 
@@ -32,7 +36,7 @@ class Ballot(Protocol):
 
 
 def ballot_paths(
-    model: Model, cache: Cache, options: SamplingOptions, hotwords: Hotwords | None = None
+    model: Model, cache: Heard, options: SamplingOptions, hotwords: Hotwords | None = None
 ) -> list[ctc.Path]:
     """What CTC heard in each row of ``cache``, of which ``options.votes`` in a row are one window.
 
@@ -44,22 +48,26 @@ def ballot_paths(
     tokenizer = model.tokenizer
     paths, codes = list[ctc.Path](), list(LANGUAGES)
     mended: Callable[[ctc.Path], ctc.Path] | None = None
-    for row, slots in enumerate(cache.slots.tolist()):
-        logits, number = cache.ctc[row : row + 1, :slots], row % options.votes  # (1, N, C)
-        language = codes[int(cache.languages[row])]
+    for row, language in enumerate(codes[number] for number in cache.languages.tolist()):
+        logits, number = cache.labels(row), row % options.votes  # (N, C)
         if hotwords is not None:
-            mended = partial(put_in, logits=logits[0], tokenizer=tokenizer, hotwords=hotwords, language=language)
-        dice = torch.Generator().manual_seed(options.seed * 10_007 + number)
+            mended = partial(put_in, logits=logits, tokenizer=tokenizer, hotwords=hotwords, language=language)
+        dice = generator_of(options.seed * 10_007 + number)
         if options.start == "sample":
-            logits = ctc.sampled(logits.float().cpu(), generator=dice)
+            logits = ctc.sampled(logits, generator=dice)
         elif number:
-            logits = ctc.blurred(logits.float().cpu(), most=1.0, generator=dice)
-        (best,) = ctc.best_paths(logits, cache.slots[row : row + 1], blank=tokenizer.blank)
+            logits = ctc.blurred(logits, most=1.0, generator=dice)
+        best = ctc.best_path(logits, blank=tokenizer.blank)
         is_heard = bool(best.tokens)  # with a bonus for each letter a beam would write a word of noise
         if is_heard and options.start == "ctc" and options.beam > 0 and (found := beam_of(model, language, options)):
-            best = found.best(logits[0].float().log_softmax(-1).cpu().numpy())
+            best = found.best(ctc.log_softmax(logits))
         paths.append(ctc.in_tokens(best if mended is None else mended(best), tokenizer.joined))
     return paths
+
+
+def generator_of(seed: int) -> np.random.Generator:
+    """Of any whole number, one below 0 too."""
+    return np.random.default_rng([abs(seed), int(seed < 0)])
 
 
 def beam_of(model: Model, language: str, options: SamplingOptions) -> Beam | None:
@@ -71,6 +79,40 @@ def beam_of(model: Model, language: str, options: SamplingOptions) -> Beam | Non
     wanted = BeamOptions(size=options.beam, weight=weight, bonus=bonus)
     letters = model.letters.language(language)
     return Beam(spelling.writings, letters, wanted, blank=model.tokenizer.blank)
+
+
+def joint_rows(model: Model, cache: Heard, options: SamplingOptions) -> list[Joint]:
+    """For each row of ``cache`` what CTC and the denoiser write together. Raises OptionError without short labels."""
+    tokenizer, codes = model.tokenizer, list(LANGUAGES)
+    spelling = tokenizer.spelling
+    if spelling is None:
+        raise OptionError(f"CTC of {model.config.name} has no short labels to spell with: it can't write together")
+    joint = []
+    for row in range(len(cache)):
+        code, fluency = codes[int(cache.languages[row])], None
+        if model.letters is not None:
+            weight, bonus = (told(model, options, name, code) for name in ("letter_weight", "letter_bonus"))
+            fluency = Fluency(model.letters.language(code), spelling, weight=weight, bonus=bonus)
+        joint.append(
+            Joint(
+                Sound(ctc.log_softmax(cache.labels(row)), blank=tokenizer.blank),
+                spelling,
+                end=tokenizer.end,
+                weight=told(model, options, "joint_weight", code),
+                confidence=options.confidence,
+                caution=told(model, options, "caution", code),
+                fluency=fluency,
+            )
+        )
+    return joint
+
+
+def guidance(model: Model, cache: Heard, options: SamplingOptions) -> list[float]:
+    """How far each row of ``cache`` is guided."""
+    if options.guidance is None and options.accept != "joint":
+        return [0.0] * len(cache)
+    codes = list(LANGUAGES)
+    return [told(model, options, "guidance", codes[index]) for index in cache.languages.tolist()]
 
 
 def told(model: Model, options: SamplingOptions, name: str, language: str) -> float:

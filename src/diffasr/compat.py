@@ -7,10 +7,9 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 
-from diffasr import SamplingOptions, Transcriber
+from diffasr import SamplingOptions, Transcriber, loading
 from diffasr.audio import Samples, Source, load_audio
-from diffasr.model import checkpoint
-from diffasr.model.checkpoint import Model
+from diffasr.model.loaded import Model
 from diffasr.text import Tokenizer
 
 FrontEnd = Callable[[Source], Samples]
@@ -21,7 +20,7 @@ def load(path: str | os.PathLike[str], *, device: str = "cpu") -> tuple[Model, T
 
     path: the reference's .pt file, a checkpoint folder, or a hub id. Raises ModelError, DownloadError, OptionError.
     """
-    model = checkpoint.load(path, device=device, precision="auto")
+    model = loading.load(path, device=device, precision="auto")
     return model, model.tokenizer, load_audio
 
 

@@ -1,31 +1,39 @@
 """One batch of windows in, their texts out: CTC, canvas, sampler.
 
-CTC says what it heard, how much canvas that needs and where each token was; then the denoiser writes the text.
+CTC says what it heard, how much canvas that needs and where each token was; then the denoiser writes the text. Where it
+does so together with CTC, torch is not needed here; ``canvases`` has the other ways.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from diffasr.asking import Asking
-from diffasr.ballots import alternatives, ballot_paths
-from diffasr.comparisons import joint_rows
+from diffasr.ballots import alternatives, ballot_paths, generator_of, guidance, joint_rows
 from diffasr.confidence import judged
-from diffasr.diffusion import ctc, vote
-from diffasr.diffusion.corrupt import corrupt
-from diffasr.diffusion.joint import Ahead, Opinion, opinions
-from diffasr.diffusion.sampler import Draft, Renew, SamplingOptions, Step, closed, fresh_rows, sample
+from diffasr.decodable import Heard, decodable
+from diffasr.diffusion import ctc, together, vote
+from diffasr.diffusion.joint import Ahead, Joint
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.errors import OptionError
-from diffasr.hotwords import Hotwords, favoured
-from diffasr.model.checkpoint import Model
-from diffasr.model.network import Cache, Speech
-from diffasr.text import LANGUAGES, Tokenizer
+from diffasr.hotwords import Favouring, Hotwords
+from diffasr.model.loaded import Model
+from diffasr.places import Opinion, Place, Reader
+from diffasr.text import LANGUAGES
 from diffasr.transcript import Alternative
 from diffasr.words import HeardWord, place_words
 
+if TYPE_CHECKING:
+    from diffasr.diffusion import sampler
+
+Draft: TypeAlias = "together.Draft | sampler.Draft"
+"""Canvases after a step: as arrays, or as tensors on the CPU."""
 Show = Callable[[Draft, list[int]], None]
 """Called with a draft and the rows of the batch that it holds."""
 
@@ -59,39 +67,68 @@ class Decoded:
     """Whether it ended inside of the largest canvas."""
 
 
-@torch.inference_mode()
 def decode(
     model: Model,
-    speech: Speech,
-    languages: Tensor | None,
+    speech: Any,
+    languages: Sequence[int] | None,
     options: SamplingOptions,
     show: Show | None = None,
     guide: Guide | None = None,
 ) -> list[Decoded]:
-    """Write the text of each row of ``speech``.
+    """Write the text of each row of ``speech``, which is what the model's network heard.
 
     languages: (B,) indices into LANGUAGES, -1 where the model must find out; None: it must for all. A row whose text
     does not end inside its canvas is written again on the next larger one. A row in which CTC hears nothing is empty.
     """
     options = _resolved(model, options)
-    cache = model.network.prefill(speech, None if languages is None else languages.to(speech.frames.device))
+    with decodable(model.network).inference_mode():
+        parts = decodable(model.network).parts(speech)
+        starts = [0, *accumulate(map(len, parts))]
+
+        def decoded(part: Any, first: int, behind: int) -> list[Decoded]:
+            known = None if languages is None else languages[first:behind]
+            return _decode(model, part, known, options, None if show is None else _from(first, show), guide)
+
+        work = parts, starts[:-1], starts[1:]
+        if show is not None or len(parts) == 1 or decodable(model.network).hands == 1:
+            return [row for rows in map(decoded, *work) for row in rows]
+        with ThreadPoolExecutor(decodable(model.network).hands) as pool:
+            return [row for rows in pool.map(decoded, *work) for row in rows]
+
+
+def _from(first: int, show: Show) -> Show:
+    """Shows rows under numbers that begin with ``first``."""
+    return lambda draft, rows: show(draft, [first + row for row in rows])
+
+
+def _decode(
+    model: Model,
+    speech: Any,
+    languages: Sequence[int] | None,
+    options: SamplingOptions,
+    show: Show | None,
+    guide: Guide | None,
+) -> list[Decoded]:
+    """The same of rows that are decoded together."""
+    cache = decodable(model.network).prefill(speech, languages)
     if guide is not None and guide.context:
-        cache = model.network.remember(cache, model.tokenizer.encode(guide.context))
-    votes, rows = options.votes, len(cache.slots)
+        cache = decodable(model.network).remember(cache, model.tokenizer.encode(guide.context))
+    votes, rows = options.votes, len(cache)
     if votes > 1:  # one prefill, several canvases
-        again = torch.arange(rows, device=cache.audio.device).repeat_interleave(votes)
-        cache = model.network.select(cache, again)
+        cache = decodable(model.network).select(cache, [row for row in range(rows) for _ in range(votes)])
         show = None if show is None else _first_of(votes, show)
     paths = ballot_paths(model, cache, options, None if guide is None else guide.hotwords)
     written = _write(model, cache, paths, options, show)
     elected = [_elected(written[n : n + votes], options) for n in range(0, rows * votes, votes)]
     return [
-        replace(d, words=_placed(model, cache.ctc[n, : int(cache.slots[n])], d, written[n : n + votes]))
+        replace(d, words=_placed(model, cache.labels(n), d, written[n : n + votes]))
         for n, d in zip(range(0, rows * votes, votes), elected, strict=True)
     ]
 
 
-def _placed(model: Model, logits: Tensor, chosen: Decoded, ballots: Sequence[Decoded]) -> tuple[HeardWord, ...]:
+def _placed(
+    model: Model, logits: NDArray[np.float32], chosen: Decoded, ballots: Sequence[Decoded]
+) -> tuple[HeardWord, ...]:
     words = place_words(model.tokenizer, logits, chosen.text, chosen.language, ballots=ballots)
     return judged(words, model.config.calibration)
 
@@ -102,7 +139,7 @@ def _first_of(votes: int, show: Show) -> Show:
     def shown(draft: Draft, rows: list[int]) -> None:
         chosen = [place for place, row in enumerate(rows) if row % votes == 0]
         parts = {name: value if name == "step" else value[chosen] for name, value in vars(draft).items()}
-        show(Draft(**parts), [rows[place] // votes for place in chosen])
+        show(replace(draft, **parts), [rows[place] // votes for place in chosen])
 
     return shown
 
@@ -128,93 +165,102 @@ def _elected(ballots: Sequence[Decoded], options: SamplingOptions) -> Decoded:
 
 
 def _write(
-    model: Model, cache: Cache, paths: Sequence[ctc.Path], options: SamplingOptions, show: Show | None
+    model: Model, cache: Heard, paths: Sequence[ctc.Path], options: SamplingOptions, show: Show | None
 ) -> list[Decoded]:
     """One text for each row of ``cache``, from what CTC heard there."""
-    lengths = torch.tensor([ctc.canvas_length(len(path.tokens)) for path in paths])
-    done: list[Decoded | None] = [None] * len(paths)
-    rows = torch.tensor([row for row, path in enumerate(paths) if path.tokens], dtype=torch.long)
-    for row, path in enumerate(paths):
-        if not path.tokens:
-            done[row] = _decoded(model, cache, row)
+    lengths = [ctc.canvas_length(len(path.tokens)) for path in paths]
+    done = [None if path.tokens else _decoded(model, cache, row) for row, path in enumerate(paths)]
+    rows = [row for row, path in enumerate(paths) if path.tokens]
     steps = [0] * len(paths)
-    while len(rows):
-        chosen = rows.tolist()
-        finished = [False] * len(chosen)
-        wanted = cache if len(rows) == len(paths) else model.network.select(cache, rows.to(cache.audio.device))
-        seeds = [options.seed + row % options.votes for row in chosen]
-        heard = [paths[row] for row in chosen]
-        for draft in denoise_steps(model, wanted, heard, lengths[rows], options, seeds=seeds):
+    while rows:
+        finished = [False] * len(rows)
+        wanted = cache if len(rows) == len(paths) else decodable(model.network).select(cache, rows)
+        canvases = Canvases(
+            [paths[row] for row in rows],
+            [lengths[row] for row in rows],
+            [options.seed + row % options.votes for row in rows],
+        )
+        for draft in drafts(model, wanted, canvases, options):
             if show is not None:
-                show(draft, chosen)
-            for row, is_finished in zip(chosen, finished, strict=True):
+                show(draft, rows)
+            for row, is_finished in zip(rows, finished, strict=True):
                 steps[row] += not is_finished
             finished = draft.finished.tolist()
         overflow = []
-        for place, row in enumerate(chosen):
-            length = int(lengths[row])
-            ended = bool((draft.tokens[place, :length] == model.tokenizer.end).any())
-            if ended or length == ctc.BUCKETS[-1]:
-                text = _decoded(
-                    model, cache, row, steps[row], draft.tokens[place, :length], draft.log_probability[place]
-                )
+        for place, row in enumerate(rows):
+            tokens = draft.tokens[place, : lengths[row]].tolist()
+            ended = model.tokenizer.end in tokens
+            if ended or lengths[row] == ctc.BUCKETS[-1]:
+                text = _decoded(model, cache, row, steps[row], tokens, draft.log_probability[place].tolist())
                 done[row] = replace(text, is_whole=ended)
             else:
-                lengths[row] = next(b for b in ctc.BUCKETS if b > length)
+                lengths[row] = next(b for b in ctc.BUCKETS if b > lengths[row])
                 overflow.append(row)
-        rows = torch.tensor(overflow, dtype=torch.long)
+        rows = overflow
     return [d for d in done if d is not None]
 
 
-def denoise_steps(
-    model: Model,
-    cache: Cache,
-    paths: Sequence[ctc.Path],
-    lengths: Tensor,
-    options: SamplingOptions,
-    *,
-    seeds: Sequence[int],
-) -> Iterator[Draft]:
-    """Start a canvas for each row of ``cache`` as ``options`` and its seed say, and yield the sampler's drafts.
+@dataclass(frozen=True)
+class Canvases:
+    """What the rows of a batch start from."""
 
-    seeds: of each row, for the canvas and for all that is drawn later; those of several votes on a window differ.
-    """
-    size, vocabulary = int(lengths.max()), model.tokenizer.size
-    dice = [torch.Generator().manual_seed(seed + 1) for seed in seeds]  # a die a row, as in the sampler
-    if options.start == "noise":
-        canvas = fresh_rows(lengths.tolist(), size, dice, vocabulary=vocabulary)
-    else:
-        canvas = ctc.seed_canvas(paths, lengths, end=model.tokenizer.end)
-        share = torch.tensor([options.seed_noise])
-        for row, (used, die) in enumerate(zip(lengths.tolist(), dice, strict=True)):
-            canvas[row, :used] = corrupt(canvas[row : row + 1, :used], share, vocabulary=vocabulary, generator=die)[0]
-    end, hints = model.tokenizer.end, ctc.hint_slots(paths, size).to(cache.audio.device)
-    ask = Asking(model, cache, lengths, options)
+    paths: Sequence[ctc.Path]
+    lengths: Sequence[int]
+    """Places of each."""
+    seeds: Sequence[int]
+    """Of each, for the canvas and for all that is drawn later; those of several votes on a window differ."""
 
-    def denoise(noisy: Tensor, previous: Tensor | None, rows: Tensor) -> Tensor:
-        return favoured(ask(noisy, previous, rows, hints), noisy, [paths[n] for n in rows.tolist()], model.tokenizer)
 
-    drafts = [_Rest(path.tokens, path.slots) for path in paths]
+def drafts(model: Model, cache: Heard, canvases: Canvases, options: SamplingOptions) -> Iterator[Draft]:
+    """Denoise a canvas for each row of ``cache`` as ``options`` say, without ``auto``, and yield a draft a step."""
+    if options.accept == "joint":
+        yield from _together(model, cache, canvases, options)
+        return
+    from diffasr.canvases import denoise_steps
 
-    def renew(step: Step) -> Tensor:
-        """Go on with what CTC heard behind the accepted text, and move the hints along."""
-        fresh, moved = closed(step.drawn, end), hints.cpu()
-        for place, row in enumerate(step.rows.tolist()):
-            count, size = int(step.accepted[place].sum()), int(lengths[row])
-            written = step.drawn[place, :count].tolist()
-            if count < size and end not in written:
-                fresh[place], moved[row] = drafts[row].behind(written, canvas.shape[1], model.tokenizer)
-        hints.copy_(moved)
-        return fresh
+    yield from denoise_steps(model, cache, canvases, options)
 
-    renewed: Renew | None = None
-    match options.accept:
-        case "joint":
-            hints.fill_(-1)  # they would have to move with every word
-            renewed = _joint(model, cache, lengths, options, ask, [not path.favoured for path in paths])
-        case "prefix" if options.start != "noise":
-            renewed = renew
-    yield from sample(denoise, canvas, lengths, options, end=end, renew=renewed, seeds=seeds, believe=ask.beliefs)
+
+def _together(model: Model, cache: Heard, canvases: Canvases, options: SamplingOptions) -> Iterator[Draft]:
+    """CTC and the denoiser write each row's canvas together; what CTC knows of the row is kept from step to step."""
+    paths = canvases.paths
+    weights = guidance(model, cache, options)
+    reader: Reader = decodable(model.network).reader(
+        cache, canvases.lengths, weights, end=model.tokenizer.end, shows_beliefs=options.self_conditioning
+    )
+    if options.draft and not reader.drafts:
+        raise OptionError(
+            f"draft={options.draft} needs a drafter, and a CPU: {model.config.name} has none here, leave it 0"
+        )
+    if any(path.favoured for path in paths):
+        reader = Favouring(reader, paths, model.tokenizer)
+    most = options.drafted if reader.drafts else 0
+
+    def told(row: int, place: int, tokens: Sequence[int], own: int) -> Opinion:
+        return reader.ahead(row, place, tokens).opinion(own)
+
+    def rewritten(row: int, joint: Joint, tokens: Sequence[int], places: Sequence[Place]) -> list[int]:
+        ahead = Ahead(most=most, told=partial(told, row)) if most and not paths[row].favoured else None
+        return joint.rewritten(tokens, places, ahead)
+
+    writers = [partial(rewritten, row, joint) for row, joint in enumerate(joint_rows(model, cache, options))]
+    yield from together.write(
+        reader,
+        writers,
+        [_seeded(model, *row, options.seed_noise) for row in zip(paths, canvases.lengths, canvases.seeds, strict=True)],
+        canvases.lengths,
+        steps=options.steps,
+        end=model.tokenizer.end,
+    )
+
+
+def _seeded(model: Model, path: ctc.Path, size: int, seed: int, share: float) -> list[int]:
+    """CTC's text, in whose canvas a ``share`` of the places is replaced by random tokens."""
+    end, dice = model.tokenizer.end, generator_of(seed)
+    canvas = [*path.tokens, *[end] * size][:size]
+    is_noise = dice.random(size) < share
+    canvas = np.where(is_noise, dice.integers(model.tokenizer.size, size=size), canvas).tolist()
+    return canvas[: canvas.index(end)] if end in canvas else canvas
 
 
 def _resolved(model: Model, options: SamplingOptions) -> SamplingOptions:
@@ -233,79 +279,31 @@ def _resolved(model: Model, options: SamplingOptions) -> SamplingOptions:
     return replace(options, accept="joint" if spells and is_plain else "prefix")
 
 
-def _joint(
-    model: Model, cache: Cache, lengths: Tensor, options: SamplingOptions, ask: Asking, drafts: Sequence[bool]
-) -> Renew:
-    """CTC and the denoiser write each row's canvas together; what CTC knows of the row is kept from step to step.
-
-    drafts: which rows may ask the drafter, who favours no word.
-    """
-    rows = joint_rows(model, cache, options)
-    if options.draft and not ask.drafts:
-        raise OptionError(
-            f"draft={options.draft} needs a drafter, and a CPU: {model.config.name} has none here, leave it 0"
-        )
-
-    def told(row: int, place: int, tokens: Sequence[int], own: int) -> Opinion:
-        return opinions(ask.ahead(row, place, tokens), [own])[0]
-
-    most = options.drafted if ask.drafts else 0
-    ahead = [Ahead(most=most, told=partial(told, row)) if most and drafts[row] else None for row in range(len(rows))]
-
-    def renew(step: Step) -> Tensor:
-        fresh = torch.full_like(step.canvas, model.tokenizer.end)
-        for place, row in enumerate(step.rows.tolist()):
-            size = int(lengths[row])
-            canvas, logits, total = (part[place, :size] for part in (step.canvas, step.logits, step.total))
-            fresh[place, :size] = rows[row].rewritten(canvas, logits, ahead[row], total)
-        return fresh
-
-    return renew
-
-
-@dataclass
-class _Rest:
-    """CTC's text of one row while the denoiser works through it."""
-
-    tokens: list[int]
-    slots: list[int]
-
-    def behind(self, written: list[int], size: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
-        """A canvas (L,) and hints (L,): ``written``, then the tokens that it has not used up."""
-        used = ctc.consumed(tokenizer.spell(written), [tokenizer.spell([token]) for token in self.tokens])
-        rest, slots = self.tokens[used:][: size - len(written)], self.slots[used:][: size - len(written)]
-        canvas, hints = torch.full((size,), tokenizer.end), torch.full((size,), -1)
-        canvas[: len(written) + len(rest)] = torch.tensor(written + rest)
-        _, starts = ctc.fitted(ctc.Path(self.tokens[:used], self.slots[:used], 0.0), written, fill=written)
-        hints[: len(written) + len(slots)] = torch.tensor(starts + slots)
-        return canvas, hints
-
-
 def _decoded(
     model: Model,
-    cache: Cache,
+    cache: Heard,
     row: int,
     steps: int = 0,
-    tokens: Tensor | None = None,
-    log_probability: Tensor | None = None,
+    tokens: Sequence[int] = (),
+    log_probabilities: Sequence[float] = (),
 ) -> Decoded:
     """One row as text; without tokens it is empty."""
-    index, text, score = int(cache.languages[row]), "", 0.0
-    ids: list[int] = []
-    sure: list[float] = []
-    if tokens is not None and log_probability is not None:
-        ids = tokens.tolist()
-        written = ids.index(model.tokenizer.end) + 1 if model.tokenizer.end in ids else len(ids)
-        text = model.tokenizer.decode(ids)
-        score = min(0.0, float(log_probability[:written].mean()))
-        size = written - (model.tokenizer.end in ids)
-        ids, sure = ids[:size], log_probability[:size].tolist()
+    index, end = int(cache.languages[row]), model.tokenizer.end
+    size = tokens.index(end) if end in tokens else len(tokens)
+    scored = log_probabilities[: size + (size < len(tokens))]
     return Decoded(
-        text=text,
+        text=model.tokenizer.decode(tokens),
         language=list(LANGUAGES)[index],
-        language_probability=float(cache.language_logits[row].float().softmax(0)[index]),
-        avg_logprob=score,
+        language_probability=_share(cache.language_logits[row].tolist(), index),
+        avg_logprob=min(0.0, sum(scored) / max(1, len(scored))),
         steps=steps,
-        tokens=tuple(ids),
-        token_logprobs=tuple(sure),
+        tokens=tuple(tokens[:size]),
+        token_logprobs=tuple(log_probabilities[:size]),
     )
+
+
+def _share(logits: Sequence[float], index: int) -> float:
+    """The probability of one of them."""
+    most = max(logits)
+    weights = [math.exp(logit - most) for logit in logits]
+    return weights[index] / sum(weights)

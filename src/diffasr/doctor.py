@@ -45,6 +45,7 @@ def examine(model: str = "mini", *, is_offline: bool = False) -> list[Finding]:
     checks: dict[str, Callable[[], Finding]] = {
         "python": _python,
         "packages": partial(requirements, None),
+        "runtime": _runtime,
         "torch": _torch,
         "soundfile": _soundfile,
         "av": _av,
@@ -129,6 +130,14 @@ def _python() -> Finding:
     if SpecifierSet(needed).contains(here, prereleases=True):
         return Finding(name="python", state="ok", found=f"{here} on {platform.system()} {platform.machine()}")
     return Finding(name="python", state="broken", found=f"{here}, not {needed}", remedy="install a newer Python")
+
+
+def _runtime() -> Finding:
+    import onnxruntime
+
+    from diffasr.loading import cores
+
+    return Finding(name="runtime", state="ok", found=f"ONNX Runtime {onnxruntime.__version__}, {cores()} threads")
 
 
 def _torch() -> Finding:

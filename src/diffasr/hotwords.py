@@ -12,14 +12,13 @@ from pathlib import Path as FilePath
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from diffasr.diffusion.align import align
 from diffasr.diffusion.ctc import Path
 from diffasr.diffusion.spot import losses, spot
 from diffasr.errors import OptionError
+from diffasr.places import Place, Reader
 from diffasr.text import SPACES, Tokenizer
 
 MOST_WORDS = 2000
@@ -95,7 +94,7 @@ class _Find:
     """Nats that it is within the threshold."""
 
 
-def put_in(path: Path, logits: Tensor, tokenizer: Tokenizer, hotwords: Hotwords, language: str) -> Path:
+def put_in(path: Path, logits: NDArray[np.float32], tokenizer: Tokenizer, hotwords: Hotwords, language: str) -> Path:
     """A path of labels with the hotwords that (N, C) CTC ``logits`` speak for in it, favoured by the denoiser.
 
     language: of the window; where it is written with spaces, whole words are replaced only.
@@ -171,17 +170,35 @@ def _has_space(label: int, tokenizer: Tokenizer) -> bool:
     return (tokenizer.backend.id_to_token(tokenizer.alphabet[label]) or "").startswith(tuple(SPACES))
 
 
-def favoured(logits: Tensor, canvas: Tensor, paths: Sequence[Path], tokenizer: Tokenizer) -> Tensor:
-    """(B, L, V) logits with each path's favoured words raised, where the ``canvas`` (B, L) holds them."""
-    if not any(path.favoured for path in paths):
-        return logits
-    raised = logits.clone()
-    for row, path in enumerate(paths):
-        if path.favoured:
-            tokens = canvas[row].tolist()
-            places = torch.tensor(sorted(_places(tokens, path.favoured, tokenizer)), dtype=torch.long)
-            raised[row, places, canvas[row, places]] += path.favour
-    return raised
+class Favouring:
+    """A reader whose rows raise their favoured words, where the text holds them."""
+
+    def __init__(self, reader: Reader, paths: Sequence[Path], tokenizer: Tokenizer) -> None:
+        self._reader, self._paths, self._tokenizer = reader, paths, tokenizer
+
+    def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
+        """See ``together.Reader``."""
+        told = self._reader.read(texts)
+        return [self._raised(row, text, places) for (row, text), places in zip(texts, told, strict=True)]
+
+    def _raised(self, row: int, text: Sequence[int], places: list[Place]) -> list[Place]:
+        path = self._paths[row]
+        held = favoured(text, path, self._tokenizer)
+        return [p.raised(text[n], path.favour) if n in held else p for n, p in enumerate(places)]
+
+    @property
+    def drafts(self) -> bool:
+        """See ``together.Reader``."""
+        return self._reader.drafts
+
+    def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Place:
+        """See ``together.Reader``."""
+        return self._reader.ahead(row, place, tokens)
+
+
+def favoured(tokens: Sequence[int], path: Path, tokenizer: Tokenizer) -> set[int]:
+    """The places of ``tokens`` that hold a word that ``path`` favours."""
+    return _places(tokens, path.favoured, tokenizer) if path.favoured else set()
 
 
 def _places(tokens: Sequence[int], words: Sequence[str], tokenizer: Tokenizer) -> set[int]:

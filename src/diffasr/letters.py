@@ -9,14 +9,15 @@ thousand lookups. Numbers are natural logarithms, in sixteenths of a nat.
 from binascii import crc_hqx
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from zlib import crc32
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from diffasr.errors import ModelError
 
+Array = NDArray[Any]
 STEP = 1 / 16
 """Nats that one step of a stored number stands for."""
 UNSEEN = 8.0
@@ -42,7 +43,7 @@ class Gram:
 class Letters:
     """The table; ``language`` gives the model of one language."""
 
-    def __init__(self, order: int, marks: Tensor, shares: Tensor, rests: Tensor) -> None:
+    def __init__(self, order: int, marks: Array, shares: Array, rests: Array) -> None:
         """order: of the longest n-grams. marks: (M,) int16, 0 where a place is free; shares, rests: (M,) uint8.
 
         Raises ModelError where they are not of one table.
@@ -51,9 +52,9 @@ class Letters:
             raise ModelError(f"the model of letters has order {order} and {len(marks)} places: fetch it again")
         if bool((marks != 0).all()):  # who looks for what is not there would never come to an end
             raise ModelError("the model of letters has no free place: fetch it again")
-        self.order, self.tensors = order, (marks, shares, rests)
-        self._marks = marks.numpy().view(np.uint16).data  # a memoryview: far quicker to read one number from
-        self._shares, self._rests = shares.numpy().data, rests.numpy().data
+        self.order, self.arrays = order, (marks, shares, rests)
+        self._marks = marks.view(np.uint16).data  # a memoryview: far quicker to read one number from
+        self._shares, self._rests = shares.data, rests.data
         self._size = len(marks)
         self._languages: dict[str, LanguageLetters] = {}
 
@@ -70,7 +71,7 @@ class Letters:
                 place = (place + 1) % size
             places[place] = mark or 1
             written[place], left[place] = _stored(gram.share), _stored(gram.rest)
-        return cls(order, *map(torch.from_numpy, (marks.view(np.int16), shares, rests)))
+        return cls(order, marks.view(np.int16), shares, rests)
 
     def language(self, code: str) -> "LanguageLetters":
         """The model of one language; what was asked of it is remembered, up to a limit."""
@@ -101,23 +102,24 @@ class Letters:
         """See Gram."""
         return -STEP * self._rests[place]
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors for a file."""
-        return dict(zip(_NAMES, (torch.tensor(self.order), *self.tensors), strict=True))
+    def state(self) -> dict[str, Array]:
+        """Arrays for a file."""
+        return dict(zip(NAMES, (np.array(self.order), *self.arrays), strict=True))
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> "Letters | None":
-        """The same from a file's tensors, None where there are none of it; raises ModelError where some are missing."""
-        if not any(name in state for name in _NAMES):
+    def from_state(cls, state: Mapping[str, Array]) -> "Letters | None":
+        """The same from a file's arrays, None where there are none of it; raises ModelError where some are missing."""
+        if not any(name in state for name in NAMES):
             return None
-        missing = [name for name in _NAMES if name not in state]
+        missing = [name for name in NAMES if name not in state]
         if missing:
             raise ModelError(f"the model of letters lacks {', '.join(missing)}: fetch it again")
-        order, *tensors = (state[name] for name in _NAMES)
-        return cls(int(order), *tensors)
+        order, *arrays = (state[name] for name in NAMES)
+        return cls(int(order), *arrays)
 
 
-_NAMES = ("letters.order", "letters.marks", "letters.shares", "letters.rests")
+NAMES = ("letters.order", "letters.marks", "letters.shares", "letters.rests")
+"""Of its arrays in a file."""
 
 
 @dataclass(slots=True)

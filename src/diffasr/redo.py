@@ -4,26 +4,28 @@ The old text is the first canvas. What was put right, or confirmed, stays where 
 the sound again and may change all else: replace, add and take out, up to the next kept word.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, Source, stream_blocks
-from diffasr.comparisons import joint_rows
+from diffasr.ballots import joint_rows
 from diffasr.confidence import judged
-from diffasr.decode import Decoded
-from diffasr.diffusion import ctc
+from diffasr.decodable import decodable
+from diffasr.decode import Decoded, Draft
+from diffasr.diffusion import ctc, together
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.diffusion.pinned import Judge, Piece, Sheet
-from diffasr.diffusion.sampler import Renew, SamplingOptions, sample
+from diffasr.diffusion.sampler import sample
 from diffasr.errors import OptionError
-from diffasr.model.checkpoint import Model
-from diffasr.model.network import Speech
+from diffasr.model.loaded import Model
 from diffasr.text import LANGUAGES, Tokenizer, check_language
 from diffasr.transcript import Segment, Transcript
 from diffasr.words import place_words
@@ -113,35 +115,20 @@ def pieces_of(segment: Segment, wanted: Sequence[Fix], tokenizer: Tokenizer) -> 
 
 
 @torch.inference_mode()
-def rewrite(model: Model, speech: Speech, language: str, pieces: Sequence[Piece], *, steps: int) -> Decoded:
+def rewrite(model: Model, speech: Any, language: str, pieces: Sequence[Piece], *, steps: int) -> Decoded:
     """The text of one window (B is 1) of which the kept ``pieces`` are known, in at most ``steps`` model calls.
 
     They are in it as they are, in order, as words of their own, and their probability is 1. Raises OptionError.
     """
-    tokenizer, device = model.tokenizer, speech.frames.device
-    cache = model.network.prefill(speech, torch.tensor([list(LANGUAGES).index(language)], device=device))
-    logits = cache.ctc[0, : int(cache.slots[0])]
+    tokenizer, network = model.tokenizer, decodable(model.network)
+    cache = network.prefill(speech, [list(LANGUAGES).index(language)])
+    logits = cache.labels(0)
     sheet = Sheet(pieces, tokenizer, _judge(logits, tokenizer), is_spaced=language != "zh")
-    (heard,) = ctc.heard(cache.ctc, cache.slots, blank=tokenizer.blank, joined=tokenizer.joined)
-    lengths = torch.tensor([sheet.size])
-
-    is_joint = tokenizer.spelling is not None
-
-    def denoise(noisy: Tensor, _previous: Tensor | None, _rows: Tensor) -> Tensor:
-        tokens = sheet.tokens()
-        slots = [] if is_joint else ctc.fitted(heard, tokens, fill=tokens)[1]
-        hints = torch.tensor([slots + [-1] * (sheet.size - len(slots))], device=device)
-        logits = model.network.denoise(noisy.to(device), cache, lengths=lengths.to(device), hints=hints).float().cpu()
-        return logits if is_joint else sheet.narrowed(logits)
-
-    options = SamplingOptions(steps=steps, accept="joint" if is_joint else "prefix")
-    renew: Renew = sheet.renew
-    if is_joint:
-        (joint,) = joint_rows(model, cache, options)
-        renew = sheet.together(joint)
-    *_, draft = sample(denoise, sheet.canvas(), lengths, options, end=tokenizer.end, renew=renew)
+    drafts = _joint if tokenizer.spelling is not None else _sampled
+    *_, draft = drafts(model, cache, sheet, steps)
     tokens = sheet.tokens()
-    sure = draft.log_probability[0, : len(tokens)].masked_fill(torch.tensor(sheet.kept()), 0.0).tolist()
+    scores = draft.log_probability[0, : len(tokens)].tolist()
+    sure = [0.0 if is_kept else score for is_kept, score in zip(sheet.kept(), scores, strict=True)]
     said = Decoded(
         text=" ".join(tokenizer.decode(tokens).split()),
         language=language,
@@ -158,9 +145,34 @@ def rewrite(model: Model, speech: Speech, language: str, pieces: Sequence[Piece]
     return replace(said, words=tuple(sure_words))
 
 
-def _judge(logits: Tensor, tokenizer: Tokenizer) -> Judge:
+def _joint(model: Model, cache: Any, sheet: Sheet, steps: int) -> Iterator[Draft]:
+    """The sheet, written by CTC and the denoiser together."""
+    (joint,) = joint_rows(model, cache, SamplingOptions())
+    end = model.tokenizer.end
+    reader = decodable(model.network).reader(cache, [sheet.size], [0.0], end=end)
+    return together.write(reader, [sheet.together(joint)], [sheet.tokens()], [sheet.size], steps=steps, end=end)
+
+
+def _sampled(model: Model, cache: Any, sheet: Sheet, steps: int) -> Iterator[Draft]:
+    """The sheet, changed by the denoiser from its first change on, step by step."""
+    tokenizer, device = model.tokenizer, cache.device
+    heard = ctc.in_tokens(ctc.best_path(cache.labels(0), blank=tokenizer.blank), tokenizer.joined)
+    lengths = torch.tensor([sheet.size])
+
+    def denoise(noisy: Tensor, _previous: Tensor | None, _rows: Tensor) -> Tensor:
+        tokens = sheet.tokens()
+        slots = ctc.fitted(heard, tokens, fill=tokens)[1]
+        hints = torch.tensor([slots + [-1] * (sheet.size - len(slots))], device=device)
+        told = decodable(model.network).denoise(noisy.to(device), cache, lengths=lengths.to(device), hints=hints)
+        return sheet.narrowed(told.float().cpu())
+
+    options = SamplingOptions(steps=steps, accept="prefix")
+    return sample(denoise, sheet.canvas(), lengths, options, end=tokenizer.end, renew=sheet.renew)
+
+
+def _judge(logits: NDArray[np.float32], tokenizer: Tokenizer) -> Judge:
     """What (N, C) CTC ``logits`` give a text, over all ways to say it; a finite number even where there is none."""
-    scores = logits.float().log_softmax(-1).cpu()[:, None]  # (N, 1, C)
+    scores = torch.from_numpy(ctc.log_softmax(logits))[:, None]  # (N, 1, C)
 
     def judge(text: str) -> float:
         labels = torch.tensor([tokenizer.pieces(text)])

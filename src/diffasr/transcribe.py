@@ -3,28 +3,27 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
 
+from diffasr import loading
 from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, Source, log_mel
-from diffasr.decode import Decoded, Guide, Show, decode
-from diffasr.diffusion.sampler import Draft, SamplingOptions
+from diffasr.decodable import decodable
+from diffasr.decode import Decoded, Draft, Guide, Show, decode
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.guard import another_try, is_loop, no_speech_probability
 from diffasr.hotwords import Hotwords, Wanted, checked
-from diffasr.model import checkpoint
-from diffasr.model.checkpoint import Model
-from diffasr.model.encoder import stack
-from diffasr.model.network import Speech
-from diffasr.model.precision import Precision
-from diffasr.redo import Keep, cut_out, fixes, pieces_of, rewrite
+from diffasr.model.loaded import Model, Precision
 from diffasr.seams import Piece, sew
 from diffasr.text import LANGUAGES, check_language
 from diffasr.transcript import Gap, Segment, Transcript, Word, joined, put_together
 from diffasr.windows import ListenOptions, Window, Windows
 from diffasr.words import HeardWord, word_times
+
+if TYPE_CHECKING:
+    from diffasr.redo import Keep
 
 Watch = Callable[[int, int, str], None]
 """Called with the number of a window, that of a step, and the draft after it."""
@@ -117,7 +116,7 @@ class Transcriber:
             elif on_gap is not None:
                 on_gap(piece)
 
-    def redo(self, result: Transcript, audio: Source, *, keep: Keep, steps: int = 8) -> Transcript:
+    def redo(self, result: Transcript, audio: Source, *, keep: "Keep", steps: int = 8) -> Transcript:
         """Write the segments of ``result`` anew that hold a word of ``keep``, around what is kept, by the sound.
 
         audio: what ``result`` is of. keep: (segment, word), or (segment, first word, last word), each from 0, to the
@@ -125,6 +124,8 @@ class Transcriber:
         they were. steps: model calls a segment, at most. What was kept before is kept again only if it is given again.
         Raises AudioError, OptionError.
         """
+        from diffasr.redo import cut_out, fixes, pieces_of, rewrite
+
         wanted, segments = fixes(result, keep), list(result.segments)
         numbers = sorted(wanted)
         for number, samples in zip(numbers, cut_out(audio, [segments[n] for n in numbers]), strict=True):
@@ -196,7 +197,7 @@ class Transcriber:
         for numbers in self._batches(order, windows):
             speech = self.hear([windows[n].samples for n in numbers])
             code = request.language
-            known = None if code is None else torch.full((len(numbers),), list(LANGUAGES).index(code))
+            known = None if code is None else [list(LANGUAGES).index(code)] * len(numbers)
             show = None if request.watch is None else self._shower(request.watch, [count + n for n in numbers])
             guide = Guide(hotwords=request.hotwords, context=request.context)
             answers = decode(self.model, speech, known, request.options, show, guide)
@@ -249,21 +250,14 @@ class Transcriber:
                 return segment, None if heard.is_whole else Gap(start=last, end=end, reason="cut")
         return Gap(start=start, end=end, reason="repetition"), None
 
-    @torch.inference_mode()
-    def hear(self, clips: Sequence[Samples]) -> Speech:
-        """Features and encoder of windows, each (N,); a clip too short for one feature frame is filled up."""
+    def hear(self, clips: Sequence[Samples]) -> Any:
+        """What the network hears in windows, each (N,); a clip too short for one feature frame is filled up."""
         ears = self.model.config.encoder
         shortest = SAMPLE_RATE_HZ // 10
         filled = [np.pad(clip, (0, max(0, shortest - len(clip)))) for clip in clips]
-        mels = [torch.from_numpy(log_mel(c, mels=ears.mels, padded=ears.mode != "natural")) for c in filled]
-        batch, lengths = stack(mels)
-        like = self.model.network.encoder.conv1.weight
-        speech = self.model.network.hear(batch.to(like.device, like.dtype), lengths.to(like.device))
-        if ears.mode == "padded":
-            counts = [-(-len(clip) // 320) for clip in filled]  # 50 frames a second
-            real = torch.tensor(counts, device=like.device)
-            speech = Speech(frames=speech.frames[:, : int(real.max())], lengths=real)
-        return speech
+        mels = [log_mel(clip, mels=ears.mels, padded=ears.mode != "natural") for clip in filled]
+        real = [-(-len(clip) // 320) for clip in filled]  # 50 frames a second
+        return decodable(self.model.network).listen(mels, real if ears.mode == "padded" else None)
 
     def _timed(self, words: Sequence[HeardWord], window: Window) -> tuple[Word, ...]:
         """Words with their times in seconds of the recording, none of them past the window's end."""
@@ -337,11 +331,16 @@ def load(
     revision: str | None = None,
     precision: Precision = "auto",
     gpu_memory: float | None = None,
+    threads: int | None = None,
 ) -> Transcriber:
     """A transcriber of the embedded ``mini``, of a checkpoint folder, or of a hub id.
 
     device: such as "cpu" or "cuda"; revision: of a hub id; precision: of the weights; gpu_memory: GiB of each card, to
-    lay a gemma over them and the host as ``diffasr info --plan`` tells. Raises ModelError, DownloadError, OptionError.
+    lay a gemma over them and the host as ``diffasr info --plan`` tells; threads: of the CPU, None: one a core. Raises
+    ModelError, DownloadError, OptionError.
     """
-    model = checkpoint.load(name, device=device, revision=revision, precision=precision, gpu_memory=gpu_memory)
-    return Transcriber(model)
+    return Transcriber(
+        loading.load(
+            name, device=device, revision=revision, precision=precision, gpu_memory=gpu_memory, threads=threads
+        )
+    )

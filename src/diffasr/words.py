@@ -13,7 +13,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from diffasr.audio import SAMPLE_RATE_HZ, Samples
 from diffasr.diffusion.align import Span, align
@@ -92,7 +91,7 @@ class HeardWord:
 
 
 def place_words(
-    tokenizer: Tokenizer, logits: Tensor, text: str, language: str, *, ballots: Sequence[Ballot] = ()
+    tokenizer: Tokenizer, logits: NDArray[np.float32], text: str, language: str, *, ballots: Sequence[Ballot] = ()
 ) -> tuple[HeardWord, ...]:
     """The words of ``text`` in the order of time, by alignment to (N, C) CTC logits.
 

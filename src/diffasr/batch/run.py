@@ -41,7 +41,7 @@ class BatchOptions:
     jobs: int = 1
     """Worker processes."""
     threads: int | None = None
-    """CPU threads of all jobs together. None: torch's own choice for one job, every core for several."""
+    """CPU threads of all jobs together. None: one a core."""
     redo_all: bool = False
     """Transcribe again what is unchanged, too."""
     watch: "Callable[[str], AbstractContextManager[Watch]] | None" = None

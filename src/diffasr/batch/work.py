@@ -16,9 +16,9 @@ from diffasr.errors import DiffasrError
 from diffasr.formats import Format, LineShape, render
 
 if TYPE_CHECKING:
-    from diffasr.diffusion.sampler import SamplingOptions
+    from diffasr.diffusion.options import SamplingOptions
     from diffasr.hotwords import Hotwords
-    from diffasr.model.precision import Precision
+    from diffasr.model.loaded import Precision
     from diffasr.transcribe import Transcriber, Watch
     from diffasr.windows import ListenOptions
 
@@ -83,19 +83,21 @@ class Worker:
     basis: str | None = None
     """See ``Settings.basis``; without it nothing is fingerprinted."""
     threads: int | None = None
-    """Of torch, in this process; None: its own choice."""
+    """Of the CPU, in this process; None: one a core."""
 
     @cached_property
     def transcriber(self) -> "Transcriber":
         """Raises ModelError, DownloadError, OptionError: they concern every recording."""
-        import torch
-
         from diffasr.transcribe import load
 
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
         told = self.settings
-        return load(told.model, device=told.device, precision=told.precision, gpu_memory=told.gpu_memory)
+        return load(
+            told.model,
+            device=told.device,
+            precision=told.precision,
+            gpu_memory=told.gpu_memory,
+            threads=self.threads,
+        )
 
     def do(self, task: Task, watch: "Watch | None" = None) -> Outcome:
         """Transcribe one recording unless its fingerprint is known; what goes wrong with it is in the outcome."""

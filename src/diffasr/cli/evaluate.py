@@ -48,7 +48,7 @@ def add(commands: "Commands") -> None:
         "--normaliser", default="basic", help="basic, cased, whisper, leaderboard, none (default: %(default)s)"
     )
     judge.add_argument("--batch", type=int, default=1, help="recordings decoded together (default: %(default)s)")
-    judge.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    judge.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
     judge.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: %(default)s)")
     judge.add_argument("--find-language", action="store_true", help="do not tell the systems the language")
     judge.add_argument("--no-vad", dest="vad", action="store_false", help="long and quiet sounds without the detector")

@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(model: str) -> "ModelConfig":
+    from diffasr.loading import read_config
     from diffasr.model import hub, info
-    from diffasr.model.checkpoint import read_config
 
     return info.config_26b() if model in ("26b", hub.REFERENCE) else read_config(model)
 

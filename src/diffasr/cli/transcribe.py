@@ -120,7 +120,7 @@ def _add_listening(speak: argparse.ArgumentParser) -> None:
 def _add_batch(speak: argparse.ArgumentParser) -> None:
     many = speak.add_argument_group("many recordings")
     many.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, each with a model (default: 1)")
-    many.add_argument("--threads", type=int, metavar="N", help="CPU threads of all jobs (default: torch's own choice)")
+    many.add_argument("--threads", type=int, metavar="N", help="CPU threads of all jobs (default: one a core)")
     many.add_argument("--redo-all", action="store_true", help="also what is done already, with the same settings")
     many.add_argument("--quiet", action="store_true", help="no progress, only errors")
 
@@ -199,7 +199,7 @@ def run(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace) -> "Settings":
     """What a transcript depends on; raises OptionError."""
     from diffasr.batch.work import Settings
-    from diffasr.diffusion.sampler import SamplingOptions
+    from diffasr.diffusion.options import SamplingOptions
     from diffasr.formats import LineShape
     from diffasr.hotwords import read_list
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
+
+from diffasr.diffusion.ctc import log_softmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +27,21 @@ class Span:
     """Of the label there, in nats."""
 
 
-def align(logits: Tensor, labels: Sequence[int], *, blank: int) -> list[Span] | None:
+def align(logits: NDArray[np.float32], labels: Sequence[int], *, blank: int) -> list[Span] | None:
     """The span of each label on the best path of (N, C) CTC logits; None where N slots can't hold the labels.
 
     Spans follow one another and never overlap.
     """
-    scores = logits.float().log_softmax(-1)
+    scores = log_softmax(np.asarray(logits, np.float32))
     count, slots = len(labels), len(scores)
     repeats = sum(a == b for a, b in pairwise(labels))
     if not count or count + repeats > slots:
         return [] if not count else None
-    states = torch.full((2 * count + 1,), blank)  # a blank, then each label with a blank behind it
-    states[1::2] = torch.tensor(labels)
-    emitted = scores[:, states.to(scores.device)].cpu().numpy().astype(np.float64)  # (N, 2U + 1)
+    states = np.full(2 * count + 1, blank)  # a blank, then each label with a blank behind it
+    states[1::2] = labels
+    emitted = scores[:, states].astype(np.float64)  # (N, 2U + 1)
     may_skip = np.zeros(len(states), dtype=bool)  # over a blank, from another label
-    may_skip[3::2] = (states[3::2] != states[1:-2:2]).numpy()
+    may_skip[3::2] = states[3::2] != states[1:-2:2]
     best = np.full(len(states), -np.inf)
     best[:2] = emitted[0, :2]
     came = np.zeros((slots, len(states)), dtype=np.int64)  # how many states each step moved on

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+Floats = NDArray[np.float32]
 BUCKETS = (16, 32, 48, 96, 192)
 """Canvas lengths. Cost is per canvas, so a canvas fits its text."""
 
@@ -30,31 +30,23 @@ class Path:
     """Nats by which their tokens are raised."""
 
 
-def best_paths(logits: Tensor, slots: Tensor, *, blank: int) -> list[Path]:
-    """Greedy labels of (B, N, C) logits, ``slots`` (B,) of them real; repeats merged, blanks dropped."""
-    scores, labels = logits.max(dim=2)  # (B, N)
-    scores = (scores - logits.logsumexp(dim=2)).float().cpu()  # all that follows is for each row by itself
-    labels, slots = labels.cpu(), slots.cpu()
-    previous = torch.cat((torch.full_like(labels[:, :1], blank), labels[:, :-1]), dim=1)
-    real = torch.arange(labels.shape[1], device=labels.device) < slots[:, None]
-    heard = (labels != blank) & (labels != previous) & real
-    paths = []
-    for row in range(len(labels)):
-        places = heard[row].nonzero()[:, 0]
-        total = float(scores[row, : int(slots[row])].sum())
-        paths.append(Path(labels[row, places].tolist(), places.tolist(), total))
-    return paths
+def best_path(logits: Floats, *, blank: int) -> Path:
+    """Greedy labels of (N, C) logits; repeats merged, blanks dropped."""
+    labels = logits.argmax(1)
+    scores = log_softmax(logits).max(1)
+    places = np.flatnonzero((labels != blank) & (labels != np.concatenate(([blank], labels[:-1]))))
+    return Path(labels[places].tolist(), places.tolist(), float(scores.sum()))
 
 
-def heard(
-    logits: Tensor, slots: Tensor, *, blank: int, joined: Callable[[Sequence[int]], tuple[list[int], list[int]]]
-) -> list[Path]:
-    """Best paths in the tokens of the canvas. ``joined``: labels to tokens, and the label that each begins in."""
-    return [in_tokens(best, joined) for best in best_paths(logits, slots, blank=blank)]
+def log_softmax(logits: Floats) -> Floats:
+    """Over the last dimension, in float32."""
+    below = logits - logits.max(-1, keepdims=True)
+    found: Floats = below - np.log(np.exp(below).sum(-1, keepdims=True))
+    return found
 
 
 def in_tokens(path: Path, joined: Callable[[Sequence[int]], tuple[list[int], list[int]]]) -> Path:
-    """A path of labels in the tokens of the canvas; ``joined`` as in ``heard``."""
+    """A path of labels in the tokens of the canvas; ``joined``: labels to tokens, and the label that each begins in."""
     tokens, begins = joined(path.tokens)
     return replace(path, tokens=tokens, slots=[path.slots[b] for b in begins])
 
@@ -63,24 +55,6 @@ def canvas_length(tokens: int, *, slack: int = 4, buckets: Sequence[int] = BUCKE
     """The smallest bucket that holds ``tokens``, an eighth more, ``slack`` and an end token; the largest at most."""
     need = tokens + tokens // 8 + slack + 1
     return next((b for b in buckets if b >= need), buckets[-1])
-
-
-def seed_canvas(paths: Sequence[Path], lengths: Tensor, *, end: int) -> Tensor:
-    """CTC's text as a canvas (B, L), the rest of it end tokens; L is the largest of ``lengths`` (B,)."""
-    canvas = torch.full((len(paths), int(lengths.max())), end)
-    for row, path in enumerate(paths):
-        room = path.tokens[: int(lengths[row])]
-        canvas[row, : len(room)] = torch.tensor(room, dtype=canvas.dtype)
-    return canvas
-
-
-def hint_slots(paths: Sequence[Path], size: int) -> Tensor:
-    """The audio token for each canvas place, (B, size): that of CTC's token of the same number, -1 past the last."""
-    hints = torch.full((len(paths), size), -1)
-    for row, path in enumerate(paths):
-        room = path.slots[:size]
-        hints[row, : len(room)] = torch.tensor(room, dtype=hints.dtype)
-    return hints
 
 
 def fitted(path: Path, tokens: Sequence[int], *, fill: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -113,22 +87,16 @@ def consumed(written: str, heard: Sequence[str]) -> int:
     return best
 
 
-def blurred(logits: Tensor, *, most: float, generator: torch.Generator) -> Tensor:
-    """CTC logits (B, N, C) with Gumbel noise, each row's amount uniform up to ``most``: 1 samples the posterior.
-
-    On its own training data CTC is better than it will ever be again, and a denoiser that trusts it there fails later:
-    so its confusions are brought out.
-    """
-    noise = _gumbel(logits, generator)
-    amount = most * torch.rand(len(logits), generator=generator, device=logits.device)
-    return logits + amount[:, None, None] * noise
+def blurred(logits: Floats, *, most: float, generator: np.random.Generator) -> Floats:
+    """CTC logits (N, C) with Gumbel noise, its amount uniform up to ``most``: 1 samples the posterior."""
+    noise, amount = _gumbel(logits, generator), np.float32(most * generator.random())
+    return logits + amount * noise
 
 
-def sampled(logits: Tensor, *, generator: torch.Generator) -> Tensor:
-    """CTC logits (B, N, C) whose best path is a draw from the distribution over paths that ``logits`` stand for."""
+def sampled(logits: Floats, *, generator: np.random.Generator) -> Floats:
+    """CTC logits (N, C) whose best path is a draw from the distribution over paths that ``logits`` stand for."""
     return logits + _gumbel(logits, generator)
 
 
-def _gumbel(like: Tensor, generator: torch.Generator) -> Tensor:
-    uniform = torch.rand(like.shape, generator=generator, device=like.device).clamp(1e-9, 1 - 1e-7)
-    return -(-uniform.log()).log()
+def _gumbel(like: Floats, generator: np.random.Generator) -> Floats:
+    return generator.gumbel(size=like.shape).astype(np.float32)

@@ -18,11 +18,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor
-
 from diffasr.diffusion.fluency import Fluency, Fluent
 from diffasr.diffusion.lattice import Lattice, Sound, both_ways
+from diffasr.places import Opinion, Place
 from diffasr.text import Spelling
 
 CALM = 1
@@ -32,28 +30,10 @@ GUARD, DRAFTED_GUARD = 5.0, 12.0
 for CTC then sees no more than the half of a word that is being changed."""
 REACH = 8
 """Places among which the rest of the text may go on."""
-FEW = 16
-"""Tokens that are weighed at a place, beside the one that stands there."""
 FAR = 2.5
 """Nats below the denoiser's best token from which on one is not weighed, the one that stands there included."""
 GROWTH = 40
 """Places that a text may become longer by in a step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opinion:
-    """What the denoiser says of one place."""
-
-    own: float
-    """Log-probability of the token that stands there."""
-    tokens: Sequence[int]
-    """The likeliest, in falling order."""
-    log_probabilities: Sequence[float]
-    """Of ``tokens``."""
-
-    def of(self, token: int) -> float:
-        """Log-probability of one of ``tokens``."""
-        return self.log_probabilities[self.tokens.index(token)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,23 +118,16 @@ class Joint:
         heard, self.backwards = both_ways(sound, spelling)
         self.forwards: Lattice | Fluent = heard if fluency is None else Fluent(heard, fluency)
 
-    def rewritten(
-        self, canvas: Tensor, logits: Tensor, ahead: Ahead | None = None, total: Tensor | None = None
-    ) -> Tensor:
-        """The canvas (L,) after one step, from the denoiser's logits (L, V); behind its text it is ``end``. total: see
-        ``opinions``."""
-        tokens: list[int] = canvas.tolist()
-        tokens = tokens[: tokens.index(self.end)] if self.end in tokens else tokens
-        out = torch.full_like(canvas, self.end)
-        new = self.step(tokens, opinions(logits, [*tokens, self.end], total), ahead)[: len(canvas)]
-        out[: len(new)] = torch.tensor(new, dtype=out.dtype)
-        return out
-
-    def step(self, tokens: Sequence[int], opinions: Sequence[Opinion], ahead: Ahead | None = None) -> list[int]:
+    def rewritten(self, tokens: Sequence[int], places: Sequence[Place], ahead: Ahead | None = None) -> list[int]:
         """The text after one step: the same where nothing is to be changed.
 
-        tokens: (U,) without the end. opinions: (U + 1) of each place and of the one behind the last.
+        tokens: (U,) without the end. places: (U + 1,) that behind the last token included.
         """
+        told = [place.opinion(token) for place, token in zip(places, [*tokens, self.end], strict=True)]
+        return self.step(tokens, told, ahead)
+
+    def step(self, tokens: Sequence[int], opinions: Sequence[Opinion], ahead: Ahead | None = None) -> list[int]:
+        """The same from what is said of each place and of the one behind the last: (U + 1,)."""
         return [token for token, _ in self.written(tokens, opinions, ahead=ahead)]
 
     def written(
@@ -199,11 +172,10 @@ class Joint:
             page.write(chosen, names[chosen], found, is_kept=is_kept, is_new=chosen != own)
         return page.done
 
-    def next(self, tokens: Sequence[int], opinion: Opinion) -> int:
-        """The token behind ``tokens``, of those of ``opinion``: one place alone."""
+    def next(self, tokens: Sequence[int], place: Place) -> int:
+        """The token behind ``tokens``, of those that are likeliest there: one place alone."""
         text = "".join(self.spelling.names[token] for token in tokens)
-        likeliest = replace(opinion, own=opinion.log_probabilities[0])
-        return self._best(text, opinion.tokens[0], likeliest, is_first=True)
+        return self._best(text, place.tokens[0], place.opinion(place.tokens[0]), is_first=True)
 
     def _told(self, page: _Page, own: int, opinions: Sequence[Opinion], ahead: Ahead | None) -> Opinion | None:
         """What is said of the place that is next: behind a change by the drafter, a little further by nobody."""
@@ -291,21 +263,3 @@ class Joint:
             barred |= known.not_behind
         pairs = [(t, p) for t, p in zip(opinion.tokens, opinion.log_probabilities, strict=True) if t not in barred]
         return replace(opinion, tokens=[t for t, _ in pairs], log_probabilities=[p for _, p in pairs])
-
-
-def opinions(logits: Tensor, tokens: Sequence[int], total: Tensor | None = None) -> list[Opinion]:
-    """What (L, V) logits say of each of ``tokens``; where a full canvas has no place for the last, the end is sure.
-
-    total: (L,) the logarithm of the sum of their exponentials, where it is known.
-    """
-    places = logits[: len(tokens)].float()
-    total = (places.logsumexp(-1) if total is None else total[: len(places)].to(places.device))[:, None]
-    top = places.topk(min(FEW, places.shape[1]), dim=-1)
-    own = places.gather(1, torch.tensor(tokens[: len(places)], device=places.device)[:, None]) - total
-    found = [
-        Opinion(own=score, tokens=likely, log_probabilities=scores)
-        for score, likely, scores in zip(
-            own[:, 0].tolist(), top.indices.tolist(), (top.values - total).tolist(), strict=True
-        )
-    ]
-    return found + [Opinion(own=0.0, tokens=(), log_probabilities=())] * (len(tokens) - len(places))

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from diffasr.diffusion import ctc
-from diffasr.diffusion.joint import Joint, Known, opinions
-from diffasr.diffusion.sampler import Renew, Step, closed
+from diffasr.diffusion.joint import Joint, Known
+from diffasr.diffusion.sampler import Step, closed
+from diffasr.diffusion.together import Writer
 from diffasr.errors import OptionError
+from diffasr.places import Place
 from diffasr.text import SPACES, Tokenizer
 
 WEIGHT = 0.5
@@ -121,18 +123,17 @@ class Sheet:
             self.pieces = self._changed(place, new)
         return self.canvas()
 
-    def together(self, joint: Joint) -> Renew:
+    def together(self, joint: Joint) -> Writer:
         """What writes the free tokens anew in each step, together with CTC; without room for the text nothing does."""
-        not_behind = frozenset(self._goes_on.tolist())
+        known_end, not_behind = self._tokenizer.end, frozenset(self._goes_on.tolist())
 
-        def renew(step: Step) -> Tensor:
-            tokens, known = self.tokens(), Known(kept=self.kept(), not_behind=not_behind)
-            told = opinions(step.logits[0], [*tokens, self._tokenizer.end])
-            written = joint.written(tokens, told, known)
+        def renew(tokens: Sequence[int], places: Sequence[Place]) -> list[int]:
+            told = [place.opinion(token) for place, token in zip(places, [*tokens, known_end], strict=True)]
+            written = joint.written(tokens, told, Known(kept=self.kept(), not_behind=not_behind))
             if len(written) < self.size:
                 runs = [(is_kept, list(run)) for is_kept, run in groupby(written, key=itemgetter(1))]
                 self.pieces = [Piece(tuple(token for token, _ in run), is_kept) for is_kept, run in runs]
-            return self.canvas()
+            return self.tokens()
 
         return renew
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 _NEVER = -1e9  # nats
 
@@ -27,10 +26,10 @@ class Spot:
     """Nats that the word's path loses against CTC's best one, at least 0."""
 
 
-def losses(logits: Tensor) -> NDArray[np.float32]:
+def losses(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """(N, C) CTC logits to what each label loses against the best one of its audio token: (N, C) nats, at most 0."""
-    values = logits.float()
-    return (values - values.max(dim=1, keepdim=True).values).cpu().numpy()
+    lost: NDArray[np.float32] = logits - logits.max(1, keepdims=True)
+    return lost
 
 
 def spot(lost: NDArray[np.float32], words: Sequence[Sequence[int]], *, blank: int, most: float) -> list[Spot]:

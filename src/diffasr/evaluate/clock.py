@@ -3,20 +3,16 @@
 The proxy stands where the network stood, so that what is timed is the code that users run.
 """
 
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from diffasr.model.network import Cache, Network, Speech
-from diffasr.model.reread import Rereader
-from diffasr.model.whisper import WhisperNetwork
+from diffasr.decodable import Decodable, Floats, Heard
+from diffasr.places import Place, Reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +28,10 @@ class Times:
 class Clock:
     """Passes every call on to a network, adds up what it took, and remembers the languages of the last prefill."""
 
-    def __init__(self, network: Network) -> None:
+    hands = 1
+    """One call at a time, or their times would count twice."""
+
+    def __init__(self, network: Decodable) -> None:
         self._network = network
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._calls: Counter[str] = Counter()
@@ -41,44 +40,39 @@ class Clock:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
 
-    def as_network(self) -> WhisperNetwork:
-        """Itself, for whoever asks for the class that it stands in for."""
-        return cast(WhisperNetwork, self)
-
-    def hear(self, mel: Tensor, lengths: Tensor) -> Speech:
+    def listen(self, features: Sequence[Floats], real: Sequence[int] | None = None) -> Any:
         """See Network; counted as encoder."""
-        with self._call("encoder", mel):
-            return self._network.hear(mel, lengths)
+        with self._call("encoder"):
+            return self._network.listen(features, real)
 
-    def prefill(self, speech: Speech, languages: Tensor | None) -> Cache:
+    def prefill(self, speech: Any, languages: Sequence[int] | None) -> Heard:
         """See Network."""
-        with self._call("prefill", speech.frames):
-            cache = self._network.prefill(speech, languages)
+        with self._call("prefill"):
+            cache: Heard = self._network.prefill(speech, languages)
         self.languages = cache.languages.tolist()
         return cache
 
-    def denoise(self, canvas: Tensor, cache: Cache, **known: Any) -> Tensor:
+    def denoise(self, *canvas: Any, **known: Any) -> Any:
         """See Network."""
-        with self._call("denoise", canvas):
-            return self._network.denoise(canvas, cache, **known)
+        with self._call("denoise"):
+            return self._network.denoise(*canvas, **known)
 
-    def rereader(self, cache: Cache, deaf: Cache | None = None) -> Any:
+    def reader(self, *known: Any, **more: Any) -> "_Timed":
         """See Network; each call of its ``read`` counted as denoise, of ``ahead`` as draft."""
-        plain = self._network.rereader(cache, deaf)
-        return None if plain is None else _Timed(plain, partial(self._call, like=cache.audio))
+        return _Timed(self._network.reader(*known, **more), self._call)
 
-    def ctc_logits(self, speech: Speech, labels: Tensor | None = None) -> Tensor:
+    def ctc_rows(self, speech: Any) -> list[Floats]:
         """See Network; counted as ctc."""
-        with self._call("ctc", speech.frames):
-            return self._network.ctc_logits(speech, labels)
+        with self._call("ctc"):
+            return self._network.ctc_rows(speech)
 
-    def ar_reader(self, cache: Cache) -> Callable[[Tensor], Tensor]:
+    def ar_reader(self, cache: Any) -> Callable[[Sequence[Sequence[int]]], list[Place]]:
         """See Network; each call of the reader counted as ar."""
         plain = self._network.ar_reader(cache)
 
-        def read(tokens: Tensor) -> Tensor:
-            with self._call("ar", tokens):
-                return plain(tokens)
+        def read(texts: Sequence[Sequence[int]]) -> list[Place]:
+            with self._call("ar"):
+                return plain(texts)
 
         return read
 
@@ -97,20 +91,27 @@ class Clock:
         return times
 
     @contextmanager
-    def _call(self, stage: str, like: Tensor) -> Iterator[None]:
-        _wait(like.device)
+    def _call(self, stage: str) -> Iterator[None]:
+        _wait()
         start = time.perf_counter()
         yield
-        _wait(like.device)
+        _wait()
         self._seconds[stage] += time.perf_counter() - start
         self._calls[stage] += 1
 
 
+def _wait() -> None:
+    """An accelerator works on after a call has returned; the clock must not run ahead of it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 class _Timed:
-    def __init__(self, reader: Rereader, call: Callable[[str], AbstractContextManager[None]]) -> None:
+    def __init__(self, reader: Reader, call: Callable[[str], AbstractContextManager[None]]) -> None:
         self._reader, self._call = reader, call
 
-    def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[tuple[int, Tensor]]:
+    def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
         with self._call("denoise"):
             return self._reader.read(texts)
 
@@ -118,12 +119,6 @@ class _Timed:
     def drafts(self) -> bool:
         return self._reader.drafts
 
-    def ahead(self, rows: Sequence[int], place: int, tokens: Sequence[int]) -> Tensor:
+    def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Place:
         with self._call("draft"):
-            return self._reader.ahead(rows, place, tokens)
-
-
-def _wait(device: torch.device) -> None:
-    """An accelerator works on after a call has returned; the clock must not run ahead of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+            return self._reader.ahead(row, place, tokens)

@@ -12,10 +12,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from diffasr import __version__
 from diffasr.errors import OptionError
@@ -136,7 +135,8 @@ def machine_facts(device: str, threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "device": device,
         "threads": threads,
-        "versions": {"python": platform.python_version(), "diffasr": __version__, "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "diffasr": __version__}
+        | {name: metadata.version(name) for name in ("torch", "onnxruntime")},
         "commit": _commit(),
     }
 

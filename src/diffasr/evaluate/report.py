@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.evaluate.breakdown import by_duration, confidence, draft_errors
 from diffasr.evaluate.folder import Row, read_facts, read_rows
 from diffasr.evaluate.page import render

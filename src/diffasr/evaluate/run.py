@@ -6,19 +6,18 @@ Every way to decode one checkpoint hears the same encoder output, timed once. Ro
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from diffasr import loading
 from diffasr.audio import SAMPLE_RATE_HZ, WINDOW_SECONDS, Samples, load_audio, split_at_silence
 from diffasr.comparisons import ar_texts, beam_texts, ctc_texts
-from diffasr.decode import decode
-from diffasr.diffusion.sampler import Draft
+from diffasr.decodable import decodable
+from diffasr.decode import Draft, decode
 from diffasr.errors import OptionError
 from diffasr.evaluate.baseline import load_baseline
 from diffasr.evaluate.clock import Clock, Times
@@ -26,8 +25,7 @@ from diffasr.evaluate.folder import Folder, Row, machine_facts, peak_memory_mib,
 from diffasr.evaluate.quiet import PREFIX, quiet_set
 from diffasr.evaluate.sets import Clip, EvaluationSet, read_set
 from diffasr.evaluate.systems import EvaluationOptions, System, systems
-from diffasr.model import checkpoint, hub
-from diffasr.model.network import Speech
+from diffasr.model import hub
 from diffasr.text import LANGUAGES
 from diffasr.transcribe import Transcriber, load
 from diffasr.windows import ListenOptions
@@ -56,9 +54,10 @@ def evaluate(model: str | os.PathLike[str], specs: Sequence[str], options: Evalu
     chosen = systems(options)
     sets = [quiet_set(s) if s.startswith(PREFIX) else read_set(s, limit=options.limit) for s in specs]
     _check_names(sets)
-    asr = load(model, device=options.device)
-    before = torch.get_num_threads()
-    threads = options.threads or before
+    threads = options.threads or loading.cores()
+    torch = sys.modules.get("torch")  # who uses it beside this has a number of threads of their own
+    before = torch.get_num_threads() if torch else 0
+    asr = load(model, device=options.device, threads=threads)
     identity = {
         "model": {"name": asr.model.config.name, "fingerprint": fingerprint(model)},
         "sets": [_describe(data) for data in sets],
@@ -69,21 +68,21 @@ def evaluate(model: str | os.PathLike[str], specs: Sequence[str], options: Evalu
     }
     definitions = {s.name: s.definition() for s in chosen}
     folder = Folder(out, identity, definitions, machine_facts(options.device, threads))
-    torch.set_num_threads(threads)
     try:
         _run_model(asr, sets, [s for s in chosen if not s.baseline], options, folder)
         for system in chosen:
             if system.baseline:
                 _run_baseline(system, sets, threads, options.find_language, folder)
     finally:
-        torch.set_num_threads(before)
         folder.close()
+        if torch:
+            torch.set_num_threads(before)
 
 
 def fingerprint(model: str | os.PathLike[str]) -> str:
     """SHA-256 over the files of a checkpoint, or the reference's one."""
     place, digest = hub.place_of(model), hashlib.sha256()
-    names = checkpoint.FILES if (place / "model.safetensors").is_file() else (hub.REFERENCE_FILE,)
+    names = hub.FILES if (place / "model.safetensors").is_file() else (hub.REFERENCE_FILE,)
     for path in [place / name for name in names] if place.is_dir() else [place]:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -119,15 +118,15 @@ def _run_model(
 ) -> None:
     """All systems of the checkpoint, recording by recording: each is loaded and heard once."""
     reset_peak_memory()
-    clock = Clock(asr.model.network)
-    timed = Transcriber(replace(asr.model, network=clock.as_network()), batch_seconds=asr.batch_seconds)
+    clock = Clock(decodable(asr.model.network))
+    timed = Transcriber(replace(asr.model, network=clock), batch_seconds=asr.batch_seconds)
     warm: set[str] = set()
     for data in sets:
         for group in batches(data.clips, options.batch):
             left = [(s, [c for c in group if (s.name, s.seed, data.name, c.id) not in folder.done]) for s in chosen]
             todo = [(system, clips) for system, clips in left if clips]
             sounds = {c.id: load_audio(c.audio) for c in group} if todo else {}
-            heard: dict[tuple[str, ...], tuple[Speech | None, Times]] = {}
+            heard: dict[tuple[str, ...], tuple[Any, Times]] = {}
             for system, clips in todo:
                 listened = [sounds[c.id] for c in clips]
                 language = None if options.find_language else clips[0].language
@@ -153,7 +152,7 @@ def _run_model(
         folder.note(peak_mib={"diffasr": peak_memory_mib()})
 
 
-def _listen(timed: Transcriber, clock: Clock, sounds: Sequence[Samples]) -> tuple[Speech | None, Times]:
+def _listen(timed: Transcriber, clock: Clock, sounds: Sequence[Samples]) -> tuple[Any, Times]:
     """What the encoder hears of recordings that fit its window, and the cost; None when one does not."""
     if max(map(len, sounds)) > WINDOW_SECONDS * SAMPLE_RATE_HZ:
         return None, Times(seconds={}, calls={})
@@ -162,21 +161,17 @@ def _listen(timed: Transcriber, clock: Clock, sounds: Sequence[Samples]) -> tupl
     return speech, clock.take()
 
 
-def _write(
-    timed: Transcriber, clock: Clock, system: System, heard: Speech | Sequence[Samples], language: str | None
-) -> list[Written]:
+def _write(timed: Transcriber, clock: Clock, system: System, heard: Any, language: str | None) -> list[Written]:
     """Texts of some recordings by one system, from the encoder's output or, where they are long, from the sound."""
-    with torch.inference_mode(), clock.rest("text"):
-        if isinstance(heard, Speech):
+    with clock.rest("text"):
+        if not isinstance(heard, list):
             return _write_window(timed, clock, system, heard, language)
         return [_write_long(timed, clock, system, sound, language) for sound in heard]
 
 
-def _write_window(
-    timed: Transcriber, clock: Clock, system: System, speech: Speech, language: str | None
-) -> list[Written]:
-    rows = len(speech.lengths)
-    known: Tensor | None = None if language is None else torch.full((rows,), list(LANGUAGES).index(language))
+def _write_window(timed: Transcriber, clock: Clock, system: System, speech: Any, language: str | None) -> list[Written]:
+    rows = len(speech)
+    known = None if language is None else [list(LANGUAGES).index(language)] * rows
     if system.decoder == "ctc":
         return [Written(text=text) for text in ctc_texts(timed.model, speech)]
     if system.decoder == "ctc_beam" and system.together is not None:

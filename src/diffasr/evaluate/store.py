@@ -1,18 +1,16 @@
 """A model and a feature store in, error rates by language out: what training watches."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from diffasr.comparisons import ar_texts, ctc_texts
+from diffasr.decodable import decodable
 from diffasr.decode import decode
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.evaluate.score import error_rates
-from diffasr.model.checkpoint import Model
-from diffasr.model.encoder import stack
-from diffasr.model.network import Speech
+from diffasr.model.loaded import Model
 from diffasr.text import LANGUAGES
 from diffasr.train.data import FeatureStore
 from diffasr.train.recordings import Recordings
@@ -20,7 +18,6 @@ from diffasr.train.recordings import Recordings
 Decoder = Literal["ctc", "ar", "diffusion"]
 
 
-@torch.inference_mode()
 def score_store(
     model: Model,
     store: FeatureStore | Recordings,
@@ -38,26 +35,19 @@ def score_store(
         chosen = ordered[first : first + rows]
         speech = speech_of(store, chosen, model)
         spoken = [names.index(store.utterances[n].language) for n in chosen]
-        languages = torch.tensor(spoken, device=speech.lengths.device)
         if decoder == "ctc":
             texts = ctc_texts(model, speech)
         elif decoder == "ar":
-            texts = ar_texts(model, speech, languages)
+            texts = ar_texts(model, speech, spoken)
         else:
-            texts = [d.text for d in decode(model, speech, languages, options or SamplingOptions())]
+            texts = [d.text for d in decode(model, speech, spoken, options or SamplingOptions())]
         for n, text in zip(chosen, texts, strict=True):
             pairs.append((store.utterances[n].text, text, store.utterances[n].language))
     return error_rates(pairs)
 
 
-def speech_of(store: FeatureStore | Recordings, numbers: Sequence[int], model: Model) -> Speech:
+def speech_of(store: FeatureStore | Recordings, numbers: Sequence[int], model: Model) -> Any:
     """What the encoder heard of these utterances, or hears now."""
-    like = model.network.encoder.conv1.weight
     if isinstance(store, Recordings):
-        mels, lengths = stack([store.mel((n,), np.random.default_rng(0)) for n in numbers])
-        return model.network.hear(mels.to(like.device, like.dtype), lengths.to(like.device))
-    frames = [store.frames(n) for n in numbers]
-    return Speech(
-        frames=torch.nn.utils.rnn.pad_sequence(frames, batch_first=True).to(like.device, like.dtype),
-        lengths=torch.tensor([len(f) for f in frames], device=like.device),
-    )
+        return decodable(model.network).listen([store.mel((n,), np.random.default_rng(0)).numpy() for n in numbers])
+    return decodable(model.network).heard([store.frames(n).float().numpy() for n in numbers])

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from diffasr.diffusion.sampler import SamplingOptions
+from diffasr.diffusion.options import SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.evaluate.normalise import NORMALISERS
 
@@ -45,7 +45,7 @@ class EvaluationOptions:
     batch: int = 1
     """Recordings that are decoded together; baselines take one at a time."""
     threads: int | None = None
-    """CPU threads. None: as many as torch takes by itself."""
+    """CPU threads. None: one a core."""
     device: str = "cpu"
     find_language: bool = False
     """Do not tell the systems what language they hear."""

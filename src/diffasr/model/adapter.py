@@ -16,11 +16,12 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor, nn
 
 from diffasr.errors import ModelError
-from diffasr.model.checkpoint import Model, build_encoder, build_projector, compare, ears_of, fit, read_weights
+from diffasr.model.checkpoint import build_encoder, build_projector, compare, ears_of, fit, read_weights
 from diffasr.model.config import GemmaConfig, ModelConfig, ProjectorConfig
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.gemma import GEMMA, GemmaNetwork, Prompt, add_lora, load_backbone, sketch_backbone
 from diffasr.model.hub import WHISPER_FILES, find
+from diffasr.model.loaded import Model
 from diffasr.model.placement import Target, cards, place_
 from diffasr.model.plan import homes
 from diffasr.model.precision import shrink_

@@ -1,8 +1,8 @@
 """Folders in, models out, and back. Device and precision are decided here and nowhere else.
 
 A checkpoint is config.json + model.safetensors + tokenizer.json. Matrices may be stored as int8 with one float16 scale
-a row (``name`` and ``name.scale``): a quarter of the size, read back to float32, or used as they are (quantised.py). A
-gemma checkpoint holds an adapter alone: see adapter.py.
+a row (``name`` and ``name.scale``): a quarter of the size, read back to float32 here, and used as they are in
+``runtime``. A gemma checkpoint holds an adapter alone: see adapter.py.
 """
 
 import ctypes
@@ -11,48 +11,31 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffasr.errors import ModelError, OptionError
-from diffasr.letters import Letters
-from diffasr.model import hub, quantised
+from diffasr.letters import NAMES, Letters
+from diffasr.model import hub
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffasr.model.drafter import Drafter
 from diffasr.model.encoder import WhisperEncoder
+from diffasr.model.loaded import Model, Precision
 from diffasr.model.placement import Target, cards
-from diffasr.model.precision import Precision
 from diffasr.model.projector import Projector
-from diffasr.model.quantised import quantise
-from diffasr.model.stored import Stored, floats
+from diffasr.model.stored import Stored, floats, quantise
 from diffasr.model.whisper import WhisperDecoder, WhisperNetwork
 from diffasr.text import LANGUAGES, Tokenizer
-
-if TYPE_CHECKING:
-    from diffasr.model.gemma import GemmaNetwork
 
 FILES = hub.FILES
 find = hub.find
 PROJECTOR = ProjectorConfig(hidden=768, strides=1, steady=1, layers=2, letters=2)
 """What a Whisper is given to become ours: 25 audio tokens a second, and CTC labels of two letters."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A network with the tokenizer and the config that belong to it."""
-
-    network: "WhisperNetwork | GemmaNetwork"
-    """Behind the Network interface; each is a torch module too."""
-    tokenizer: Tokenizer
-    config: ModelConfig
-    letters: Letters | None = None
-    """What the language models of letters know; they count with CTC, where it has short labels."""
 
 
 def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
@@ -132,16 +115,15 @@ def load(
         return _gemma_part("adapter").load(folder, config, target)
     if gpu_memory is not None:
         raise OptionError(f"gpu_memory lays a gemma over cards; {config.name} has a whisper backbone: leave it out")
-    is_int8 = quantised.is_chosen(precision, place)
+    if precision in ("int8", "int4"):
+        raise OptionError(f"precision {precision} of a whisper backbone is for a CPU, as int8, not {device}: try auto")
     tokenizer = Tokenizer.load(folder / "tokenizer.json", letters=config.projector.letters)
     with torch.device("meta"):
         network = build(config, tokenizer)
     network.prefixes = torch.tensor([tokenizer.prefix(code) for code in LANGUAGES])
     network.alphabet = torch.tensor(tokenizer.alphabet)
     stored = Stored(folder / "model.safetensors")
-    if is_int8:
-        quantised.put_(network, stored)
-    letters = Letters.from_state({name: stored.pop(name) for name in stored.names if name.startswith("letters.")})
+    letters = Letters.from_state({name: stored.pop(name).numpy() for name in NAMES if name in stored.names})
     fit(network, floats(stored), source=str(folder))
     network.to(device=place, dtype=target.dtype)
     _give_back()
@@ -153,12 +135,6 @@ def _give_back() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError):  # a C library that is not GNU's
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def read_config(name: str | os.PathLike[str], *, revision: str | None = None) -> ModelConfig:
-    """The config of a checkpoint, named as in ``load``; of a hub repository no weights are fetched."""
-    folder = find(name, revision=revision, files=hub.FILES[:1])
-    return ModelConfig.from_json((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
@@ -208,21 +184,21 @@ def save(
     Of a gemma model the adapter is written, not the language model. int8: the matrices of all layers, the convolutions
     behind the first and the token embedding; everything else is float16 then.
     """
-    if quantised.holds(model.network):
-        raise ModelError(f"{model.config.name} is in int8, which can't be saved: load it with precision='full'")
     weights: dict[str, Tensor] = {}
     is_gemma = model.config.backbone == "gemma"
-    state = _gemma_part("adapter").adapter(model.network) if is_gemma else model.network.state_dict()
+    state = _gemma_part("adapter").adapter(model.module) if is_gemma else model.module.state_dict()
     for name, value in state.items():
         if precision == "int8" and _is_large(name, value):
             weights[name], weights[f"{name}.scale"] = quantise(value)
         else:
             weights[name] = value.to(torch.float32 if precision == "float32" else torch.float16).contiguous()
-    write(folder, weights | (model.letters.state() if model.letters else {}), model.config, model.tokenizer)
+    known = model.letters.state() if model.letters else {}
+    letters = {name: torch.from_numpy(value) for name, value in known.items()}
+    write(folder, weights | letters, model.config, model.tokenizer)
 
 
 def _is_large(name: str, value: Tensor) -> bool:
-    """Whether it is worth storing in int8: all that runs in int8 (quantised.py) but what is small."""
+    """Whether it is worth storing in int8: all that runs in int8 but what is small."""
     if value.ndim == 3:
         return name.startswith(("encoder.conv2.", "projector.convs."))
     named = ".layers." in name or name == "decoder.embed_tokens.weight" or name.startswith("decoder.drafter.")

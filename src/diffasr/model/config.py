@@ -12,6 +12,20 @@ T = TypeVar("T")
 
 BY_LANGUAGE = {"joint_weight": 0.43, "caution": 0.0, "letter_weight": 0.3, "letter_bonus": 1.2, "guidance": 0.0}
 """Sampling options that a checkpoint may set for a language, and what they are where it does not."""
+HEAD_WIDTH = 64
+"""Channels of a head of the projector's transformer layers."""
+HANDICAP = 6.0
+"""What a later place's attention score starts lower by in a Whisper's decoder, in nats."""
+BLIND = 100.0
+"""The handicap from which on nothing is left of a later place."""
+PACE = 10.0
+"""How much faster than its number a head's handicap moves, so that one learning rate suits it too."""
+HEARD = 0.5
+"""What a CTC label counts for when the language is to be found; less than 1, for neighbours say much the same."""
+SURE = 100.0
+"""Nats that are between the language that was told and all others."""
+LOUD = 10.0
+"""About the size of a Whisper's last hidden states."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffasr.model.config import LOUD
 from diffasr.model.layers import Block, KeysValues
 from diffasr.model.memory import Memory
 
 if TYPE_CHECKING:
     from diffasr.model.whisper import WhisperDecoder
 
-LOUD = 10.0
-"""About the size of a Whisper's last hidden states."""
 DEPTH = 2
 """Tokens that it learns to go on for by itself."""
 

@@ -286,9 +286,6 @@ class GemmaNetwork(nn.Module):
         )  # (B, L, D)
         return self._unembed(hidden)  # (B, L, V)
 
-    def rereader(self, cache: Cache, deaf: Cache | None = None) -> None:
-        """See Network: a canvas of Gemma is read as a whole."""
-
     def ar_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
         """See Network."""
         memory: Memory = cache.memory

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from diffasr.model import hub
-from diffasr.model.checkpoint import Model
 from diffasr.model.config import EncoderConfig, GemmaConfig, ModelConfig, ProjectorConfig
+from diffasr.model.loaded import Model
 from diffasr.model.whisper import WhisperNetwork
 from diffasr.text import LANGUAGES
 
@@ -114,7 +114,7 @@ def render(description: Description) -> str:
 
 def summary(model: Model) -> str:
     """What is inside a whisper model: a line a part with its parameters, and the sizes that matter."""
-    network = model.network
+    network = model.module
     lines = [f"{model.config.name}: {model.config.backbone} backbone, {model.config.encoder.mode} encoding"]
     if isinstance(network, WhisperNetwork):
         parts: dict[str, nn.Module] = {
@@ -130,7 +130,7 @@ def summary(model: Model) -> str:
     lines.append(f"  {'all':18} {_parameters(network):>12,} parameters, norms and positions included")
     lines.append(f"  {model.tokenizer.size:,} tokens, languages {', '.join(LANGUAGES)}")
     if model.letters is not None:
-        stored = sum(part.nbytes for part in model.letters.tensors)
+        stored = sum(part.nbytes for part in model.letters.arrays)
         lines.append(f"  model of letters: n-grams of up to {model.letters.order}, {stored / 1e6:.1f} MB")
     return "\n".join(lines)
 

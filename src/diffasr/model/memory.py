@@ -25,14 +25,6 @@ def chosen(memory: Memory, rows: Tensor, count: int) -> Memory:
     return _taken(memory, owners)
 
 
-def alone(memory: Memory, row: int, count: int) -> list[KeysValues]:
-    """What one row of a batch of ``count`` remembers: keys and values (1, H, T, K) of a layer, real frames only."""
-    speech, mask = memory
-    owner = int(_owners(memory, count)[row])
-    size = speech[0][0].shape[2] if mask is None else int(mask[owner].sum())
-    return [(keys[owner : owner + 1, :, :size], values[owner : owner + 1, :, :size]) for keys, values in speech]
-
-
 def silent(memory: Memory, rows: Tensor) -> Memory:
     """The same, where ``rows`` (B,) bool hear nothing at all: attention to it adds no more than its own bias."""
     speech, mask = _taken(memory, _owners(memory, len(rows)))

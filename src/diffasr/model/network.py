@@ -1,16 +1,13 @@
-"""What every backbone offers, and all that the rest of the package knows of it.
+"""What every backbone offers as a torch module, and all that the rest of the package knows of it.
 
 ``prefill`` listens once; ``denoise`` is called once a step and leaves the cache as it was.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from diffasr.model.reread import Rereader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +18,9 @@ class Speech:
     """(B, T, S) float."""
     lengths: Tensor
     """(B,) int64: real frames of each row."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,6 @@ class Network(Protocol):
         lengths: (B,) canvas places that each row uses. previous: (B, L, V) logits of the step before
         (self-conditioning). hints: (B, L) the audio token at which CTC puts each place, -1 for none.
         """
-        ...
-
-    def rereader(self, cache: Cache, deaf: Cache | None = None) -> "Rereader | None":
-        """What reads texts again of which only the end has changed; None where that saves nothing: where places see
-        later ones, or on an accelerator, which reads a whole canvas at once. deaf: the cache without the sound, whose
-        rows then come behind those of ``cache``."""
         ...
 
     def slots(self, speech: Speech) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from diffasr.errors import OptionError
-from diffasr.model.precision import LAYER, Precision
+from diffasr.model.loaded import Precision
+from diffasr.model.precision import LAYER
 
 HOST = torch.device("cpu")
 _STACKS = ("model.encoder.language_model", "model.decoder")

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from diffasr.errors import OptionError
+from diffasr.model.loaded import Precision
 from diffasr.model.placement import HOST, Target, cards
-from diffasr.model.precision import MATRICES, Precision, stored_bytes
+from diffasr.model.precision import MATRICES, stored_bytes
 
 if TYPE_CHECKING:
     from diffasr.model.gemma import GemmaNetwork

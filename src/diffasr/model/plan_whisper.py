@@ -12,8 +12,8 @@ import torch
 from diffasr.model import hub
 from diffasr.model.checkpoint import PROJECTOR, build, whisper_config
 from diffasr.model.config import DecoderConfig, ModelConfig
+from diffasr.model.loaded import Precision
 from diffasr.model.plan import EVIDENCE, Row, Weights, Work
-from diffasr.model.precision import Precision
 from diffasr.model.whisper import WhisperNetwork
 from diffasr.text import Tokenizer
 

@@ -6,18 +6,14 @@ Both run on CPUs and on CUDA. Embedding, head, router, norms, LoRA, projector an
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffasr.errors import OptionError
 from diffasr.model.aside import let_in
-
-Precision = Literal["auto", "full", "float32", "bfloat16", "int8", "int4"]
-"""full: float32 on the CPU, bfloat16 on anything else; what training and export need. auto: the same, but a whisper
-backbone in int8 on a CPU that is fast at it. int8 and int4: of a gemma's weights, sums as in full; of a whisper
-backbone int8 takes the products too, see quantised.py."""
+from diffasr.model.loaded import Precision
 
 MATRICES = re.compile(
     r"\.(self_attn\.[qkvo]_proj(\.base_layer)?|(mlp|self_conditioning)\.(gate|up|down)_proj)(\.weight)?$"

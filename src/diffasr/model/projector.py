@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffasr.model.config import HEAD_WIDTH
 from diffasr.model.layers import Block, key_mask
-
-HEAD_WIDTH = 64
 
 
 class Projector(nn.Module):
@@ -66,5 +65,5 @@ class Projector(nn.Module):
         x = self.linear(x.transpose(1, 2))  # (B, N, D)
         mask = key_mask(lengths, x.shape[1])
         for block in self.layers:
-            x = block(x, mask, lengths=lengths)
+            x = block(x, mask)
         return self.out_norm(x)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from diffasr.errors import ModelError
 from diffasr.model import adapter
-from diffasr.model.checkpoint import Model, compare
+from diffasr.model.checkpoint import compare
 from diffasr.model.config import GemmaConfig, ModelConfig, ProjectorConfig
 from diffasr.model.gemma import GEMMA
+from diffasr.model.loaded import Model
 from diffasr.model.placement import Target
 from diffasr.text import Tokenizer
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffasr.errors import ModelError
 
+LARGEST = 127
 _READ = 4_000_000  # bytes before the file is opened anew: while it is open it counts as memory as far as it was read
 
 
@@ -65,3 +66,11 @@ def floats(stored: Stored) -> dict[str, Tensor]:
             value = value.float().mul_(scale.float().view(-1, *[1] * (value.ndim - 1)))  # int8 before, so it is a copy
         weights[name] = value.float()
     return weights
+
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A (rows, …) matrix as int8 and one float16 scale a row; the largest value of a row becomes 127."""
+    flat = weight.detach().float().flatten(1)
+    scale = (flat.abs().amax(1) / LARGEST).clamp_min(1e-7).half()
+    rounded = flat.div(scale.float()[:, None]).round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
+    return rounded.view(weight.shape), scale

@@ -22,25 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffasr.model.config import HANDICAP, HEARD, PACE, SURE
 from diffasr.model.drafter import Drafter
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.layers import Block, KeysValues, Past, key_mask, table
 from diffasr.model.memory import Memory, chosen, silent
 from diffasr.model.network import Cache, Speech
 from diffasr.model.projector import Projector
-from diffasr.model.quantised import QuantisedTable
-from diffasr.model.reread import Rereader
-
-HANDICAP = 6.0
-"""What a later place's attention score starts lower by, in nats."""
-BLIND = 100.0
-"""The handicap from which on nothing is left of a later place."""
-HEARD = 0.5
-"""What a CTC label counts for when the language is to be found; less than 1, for neighbours say much the same."""
-SURE = 100.0
-"""Nats that are between the language that was told and all others."""
-PACE = 10.0
-"""How much faster than its number a head's handicap moves, so that one learning rate suits it too."""
 
 
 class Conditioning(nn.Module):
@@ -48,8 +36,6 @@ class Conditioning(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.is_silent = False
-        """Whether its weights are known to be zero, so that it need not be asked."""
         self.own = nn.Linear(width, width, bias=False)
         self.belief_norm = nn.LayerNorm(width)
         self.belief = nn.Linear(width, width, bias=False)
@@ -59,19 +45,9 @@ class Conditioning(nn.Module):
         nn.init.zeros_(self.belief.weight)
         nn.init.zeros_(self.hint.weight)
 
-    @property
-    def has_no_say(self) -> bool:
-        """Whether its weights are zero."""
-        layers = (self.own, self.belief, self.hint)
-        return self.is_silent or not any(bool(layer.weight.any()) for layer in layers)
-
     def from_logits(self, logits: Tensor, embedding: Tensor) -> Tensor:
         """(B, L, V) logits to (B, L, D): the mean embedding under their distribution, normed and mapped."""
-        return self.from_mean(logits.softmax(-1).to(embedding.dtype) @ embedding)
-
-    def from_mean(self, mean: Tensor) -> Tensor:
-        """The same from the mean embedding (B, L, D)."""
-        return self.belief(self.belief_norm(mean))
+        return self.belief(self.belief_norm(logits.softmax(-1).to(embedding.dtype) @ embedding))
 
     def from_hints(self, audio: Tensor, hints: Tensor, frames: int) -> Tensor:
         """Audio tokens (B, N, D), each of so many encoder frames, and slots (B, L), -1 for none, to (B, L, D)."""
@@ -95,7 +71,7 @@ class WhisperDecoder(nn.Module):
         self, *, vocabulary: int, width: int, heads: int, layers: int, hidden: int, positions: int = 448
     ) -> None:
         super().__init__()
-        self.embed_tokens: nn.Embedding | QuantisedTable = table(vocabulary, width)
+        self.embed_tokens = table(vocabulary, width)
         self.embed_positions = table(positions, width)
         self.layers = nn.ModuleList(Block(width, heads, hidden, hears=True) for _ in range(layers))
         self.layer_norm = nn.LayerNorm(width)
@@ -103,21 +79,10 @@ class WhisperDecoder(nn.Module):
         self.future = nn.Parameter(torch.zeros(layers, heads))
         self.heads = heads
         self.drafter: Drafter | None = None
-        self.joint: nn.Module | None = None
-        """Keys and values of all layers in one product, where somebody has joined them: quantised.py."""
-
-    @property
-    def is_blind(self) -> bool:
-        """Whether no head sees a later place, and no place is told more than the text."""
-        return self.conditioning.has_no_say and bool((HANDICAP - PACE * self.future >= BLIND - 0.1).all())
 
     def listen(self, frames: Tensor) -> list[KeysValues]:
         """Keys and values of (B, T, S) frames, a pair a layer: all that the decoder ever needs of them."""
         blocks = cast("list[Block]", list(self.layers))
-        if self.joint is not None:
-            parts = self.joint(frames).chunk(2 * len(blocks), dim=-1)  # keys and values in turn, (B, T, D) each
-            split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
-            return list(zip(split[::2], split[1::2], strict=True))
         return [block.encoder_attn.keys_values(frames) for block in blocks]
 
     def forward(self, x: Tensor, memory: Memory, lengths: Tensor | None = None) -> Tensor:
@@ -128,11 +93,8 @@ class WhisperDecoder(nn.Module):
         speech, speech_mask = memory
         x = x + self.embed_positions.weight[: x.shape[1]]
         views = [None] * len(speech) if lengths is None else self.views(lengths, x)
-        real = lengths
-        if real is None:
-            real = torch.full((len(x),), x.shape[1], device=x.device)
         for block, keys_values, mask in zip(self.layers, speech, views, strict=True):
-            x = block(x, mask, (keys_values, speech_mask), causal=lengths is None, lengths=real)
+            x = block(x, mask, (keys_values, speech_mask), causal=lengths is None)
         return self.layer_norm(x)
 
     def traced(self, x: Tensor, memory: Memory, last: int) -> tuple[Tensor, list[KeysValues], Tensor]:
@@ -176,14 +138,10 @@ class WhisperDecoder(nn.Module):
 
     def believed(self, logits: Tensor) -> Tensor:
         """What the conditioning block makes of the step before's (B, L, V) logits: (B, L, D)."""
-        if isinstance(self.embed_tokens, QuantisedTable):
-            return self.conditioning.from_mean(self.embed_tokens.mean(logits))
         return self.conditioning.from_logits(logits, self.embed_tokens.weight)
 
     def unembed(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, V) through the tied embedding; to (B, L, C) when only ``labels`` (C,) are wanted."""
-        if isinstance(self.embed_tokens, QuantisedTable):
-            return self.embed_tokens.scores(hidden, labels)
         rows = self.embed_tokens.weight
         return F.linear(hidden, rows if labels is None else rows[labels])
 
@@ -302,27 +260,16 @@ class WhisperNetwork(nn.Module):
         if cache.context is not None:
             prefix = torch.cat((cache.context.expand(len(prefix), -1), prefix), dim=1)  # (B, U + P)
         tokens = decoder.embed_tokens(canvas)  # (B, L, D)
-        known = torch.zeros_like(tokens)
-        if not conditioning.is_silent:
-            known = conditioning.own(tokens)
-            if previous is not None:
-                known = known + decoder.believed(previous)
-            if hints is not None:
-                known = known + conditioning.from_hints(cache.audio.detach(), hints, self.projector.frames)
+        known = conditioning.own(tokens)
+        if previous is not None:
+            known = known + decoder.believed(previous)
+        if hints is not None:
+            known = known + conditioning.from_hints(cache.audio.detach(), hints, self.projector.frames)
         before = prefix.shape[1] - 1
         x = torch.cat((decoder.embed_tokens(prefix), tokens[:, :-1]), dim=1)  # (B, P - 1 + L, D)
         x = x + F.pad(known, (0, 0, before, 0))
         hidden = decoder(x, cache.memory, before + lengths)[:, before:]
         return decoder.unembed(hidden)  # (B, L, V)
-
-    def rereader(self, cache: Cache, deaf: Cache | None = None) -> Rereader | None:
-        """See Network."""
-        if cache.audio.device.type != "cpu" or not self.decoder.is_blind:
-            return None
-        prefixes = self.prefixes[cache.languages]
-        if cache.context is not None:
-            prefixes = torch.cat((cache.context.expand(len(prefixes), -1), prefixes), dim=1)
-        return Rereader(self.decoder, prefixes, cache.memory, None if deaf is None else deaf.memory)
 
     def ar_logits(self, tokens: Tensor, cache: Cache) -> Tensor:
         """See Network."""

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from diffasr.diffusion.loss import distil_loss
 from diffasr.errors import RecipeError
-from diffasr.model.drafter import LOUD, guesses
+from diffasr.model.config import LOUD
+from diffasr.model.drafter import guesses
 from diffasr.model.network import Cache, Network
 from diffasr.model.whisper import WhisperNetwork
 from diffasr.train.data import Batch

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from diffasr.errors import RecipeError
 from diffasr.evaluate.store import Decoder, score_store
 from diffasr.model import checkpoint
-from diffasr.model.checkpoint import Model
+from diffasr.model.loaded import Model
 from diffasr.train.ahead import Dealt, made
 from diffasr.train.augment import Augment
 from diffasr.train.buckets import Buckets
@@ -77,7 +77,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
     )  # it plans a tenth of a second for every new shape, of which there are many
     first = torch.device("cpu") if recipe.spread else team.device  # no card need ever hold what is to be spread
     model = start(recipe.init, device=first, precision=recipe.precision, seed=recipe.seed)
-    network = model.network
+    network = model.module
     if recipe.spread:
         spread_(network)
         network.to(team.device)
@@ -86,7 +86,7 @@ def _train(recipe: Recipe, out: Path, overfit: int, stop_after: int | None, stop
     items = _items(recipe, model)
     teacher = None
     if recipe.teacher is not None:
-        teacher = checkpoint.load(recipe.teacher, device=str(team.device), precision="float32").network
+        teacher = checkpoint.load(recipe.teacher, device=str(team.device), precision="float32").module
     dev = FeatureStore(recipe.dev) if recipe.dev.is_dir() else _recordings(recipe.dev, Augment(), model)
     count = min(recipe.evaluate_count, len(dev.utterances))
     looks = [number * len(dev.utterances) // count for number in range(count)]

@@ -12,10 +12,9 @@ import torch
 
 from diffasr.errors import ModelError
 from diffasr.model import checkpoint
-from diffasr.model.checkpoint import Model
 from diffasr.model.hub import WHISPER_FILES, find
+from diffasr.model.loaded import Model, Precision
 from diffasr.model.placement import Target
-from diffasr.model.precision import Precision
 from diffasr.text import Tokenizer
 
 ENGLISH_ONLY = 51_864
@@ -74,5 +73,5 @@ def _from_gemma(name: str, device: torch.device, precision: Precision) -> Model:
 
 
 def _on(model: Model, device: torch.device, dtype: torch.dtype) -> Model:
-    model.network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    model.module.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return model

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffasr.audio import WINDOW_SECONDS
-from diffasr.diffusion import ctc
+from diffasr.diffusion import batched, ctc
 from diffasr.diffusion.corrupt import corrupt, draw_times
 from diffasr.diffusion.loss import ar_loss, candidate_labels, ctc_loss, diffusion_loss, distil_loss
 from diffasr.model.network import Cache, Network, Speech
@@ -37,7 +37,9 @@ def losses(
     30 s as it was trained. generator: on the network's device.
     """
     speech = _heard(network, batch, stage.spec_augment, generator)
-    speech = dropped(blank_spans(speech, stage.mask, generator), stage.dropout, generator)
+    speech = dropped(
+        blank_spans(hissing(speech, stage.hiss, generator), stage.mask, generator), stage.dropout, generator
+    )
     out = {}
     if stage.ctc > 0:
         labels, places, weight = candidate_labels(
@@ -54,8 +56,8 @@ def losses(
         out["draft"] = draft_loss(network, batch, cache, stage.draft_noise, generator)
     if not (stage.diffusion or stage.ar or stage.distil):
         return out
-    blurred = ctc.blurred(cache.ctc.detach().float(), most=stage.blur, generator=generator)
-    paths = ctc.heard(blurred, cache.slots, blank=tokenizer.blank, joined=tokenizer.joined)
+    blurred = batched.blurred(cache.ctc.detach().float(), most=stage.blur, generator=generator)
+    paths = batched.heard(blurred, cache.slots, blank=tokenizer.blank, joined=tokenizer.joined)
     # What is done row by row is done on the CPU, with dice of its own: each question to a GPU is a wait for it.
     dice = torch.Generator("cpu").manual_seed(generator.initial_seed() ^ OTHER_DICE)
     if stage.ar > 0 or stage.distil > 0:
@@ -239,6 +241,18 @@ def _diffusion(
         noisy = torch.where(unrolled[:, None], previous.argmax(-1), noisy)
     logits = network.denoise(noisy, cache, lengths=lengths, previous=previous, hints=hints)
     return diffusion_loss(logits, clean, lengths, smoothing=stage.smoothing).mean()
+
+
+def hissing(speech: Speech, most: float, generator: torch.Generator) -> Speech:
+    """Frames with Gaussian noise, each row's amount uniform up to ``most`` of the spread that each of its numbers has:
+    a model is surer of speech that it was trained on than of any other."""
+    if most == 0:
+        return speech
+    device = generator.device
+    amounts = most * torch.rand(len(speech.lengths), 1, 1, generator=generator, device=device)
+    noise = torch.randn(speech.frames.shape, generator=generator, device=device)
+    spread = torch.stack([row[:size].std(0) for row, size in zip(speech.frames, speech.lengths.tolist(), strict=True)])
+    return Speech(frames=speech.frames + amounts * spread[:, None] * noise, lengths=speech.lengths)
 
 
 def dropped(speech: Speech, share: float, generator: torch.Generator) -> Speech:

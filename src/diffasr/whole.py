@@ -1,0 +1,96 @@
+"""A network of torch's as a reader of texts: it reads canvases as a whole, all rows together, at every step.
+
+See ``places.Reader``; ``runtime.reader`` reads only what has changed.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from diffasr.decodable import Decodable, Heard
+from diffasr.diffusion.fuse import guided
+from diffasr.errors import OptionError
+from diffasr.places import FEW, Place
+
+WORTHWHILE = 0.25
+"""Share of the rows in hand that must be finished before they leave: what a network remembers of the others is copied
+then, which costs them a part of a step."""
+
+
+class Whole:
+    """Reads texts as canvases; finished rows leave the batch."""
+
+    def __init__(
+        self,
+        network: Decodable,
+        cache: Heard,
+        lengths: Sequence[int],
+        guidance: Sequence[float],
+        *,
+        end: int,
+        shows_beliefs: bool = False,
+    ) -> None:
+        """lengths: (B,) canvas places of each row. guidance: how far each is pushed away from its reading without the
+        sound. shows_beliefs: whether each step is shown what the step before believed.
+
+        Raises OptionError for guidance where the backbone can't do without the sound.
+        """
+        self._network, self._cache, self._end, self._shows = network, cache, end, shows_beliefs
+        self._lengths, self._guidance = torch.tensor(lengths), torch.tensor(guidance)
+        self._rows = list(range(len(lengths)))
+        self._previous: Tensor | None = None
+        self._is_guided = bool((self._guidance > 0).any())
+        self._deaf: Heard | None = None
+        if self._is_guided:
+            self._deaf = network.without_audio(cache, torch.ones(len(lengths), dtype=torch.bool, device=cache.device))
+
+    drafts = False
+    """It has no drafter: see ``places.Reader``."""
+
+    def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Place:
+        """See ``places.Reader``."""
+        raise OptionError("whole canvases are read here, without a drafter: set draft to 0")
+
+    def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
+        """See ``places.Reader``."""
+        wanted = dict(texts)
+        self._let_go(sorted(wanted))
+        lengths = self._lengths[self._rows]
+        canvas = torch.full((len(self._rows), int(self._lengths.max())), self._end)
+        for place, row in enumerate(self._rows):
+            text = wanted.get(row, ())
+            canvas[place, : len(text)] = torch.tensor(text, dtype=torch.long)
+        device = self._cache.device
+        told = partial(self._network.denoise, canvas.to(device), lengths=lengths.to(device), previous=self._previous,
+                       hints=torch.full_like(canvas, -1).to(device))  # fmt: skip
+        logits = told(cache=self._cache)  # (R, L, V)
+        if self._deaf is not None:
+            logits = guided(logits, told(cache=self._deaf), self._guidance[self._rows].to(logits)[:, None, None])
+        self._previous = logits if self._shows else None
+        places = {row: place for place, row in enumerate(self._rows)}
+        return [places_of(logits[places[row], : min(len(text) + 1, int(self._lengths[row]))]) for row, text in texts]
+
+    def _let_go(self, rows: list[int]) -> None:
+        """Forget what belongs to others than ``rows``, where that is worthwhile."""
+        if len(self._rows) - len(rows) < max(1, WORTHWHILE * len(self._rows)):
+            return
+        kept = [place for place, row in enumerate(self._rows) if row in set(rows)]
+        self._cache = self._network.select(self._cache, kept)
+        self._deaf = None if self._deaf is None else self._network.select(self._deaf, kept)
+        self._previous = None if self._previous is None else self._previous[kept]
+        self._rows = rows
+
+
+def places_of(logits: Tensor) -> list[Place]:
+    """What (n, V) logits say of n places."""
+    logits = logits.float()
+    shares = logits - logits.logsumexp(-1, keepdim=True)
+    top = shares.topk(min(FEW, shares.shape[1]), dim=-1)
+    pairs = zip(top.indices.tolist(), top.values.tolist(), shares.cpu(), strict=True)
+    return [Place(tokens, values, partial(_of, row)) for tokens, values, row in pairs]
+
+
+def _of(row: Tensor, token: int) -> float:
+    return float(row[token])
