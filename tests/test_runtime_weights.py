@@ -12,7 +12,7 @@ from conftest import tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from test_runtime import unseeing
 
-from diffasr.errors import ModelError
+from diffasr.errors import ModelError, OptionError
 from diffasr.loading import load
 from diffasr.model import checkpoint
 from diffasr.model.stored import quantise
@@ -120,9 +120,11 @@ def test_a_text_where_a_file_should_be_is_told(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_not_known_are_told_with_a_remedy(tmp_path: Path) -> None:
-    path = written(tmp_path, layer=random(4).bfloat16(), other=random(4))
-    with pytest.raises(ModelError, match=r"layer in .* is in BF16, which can't be read here: try precision='float32'"):
-        Weights(path)
+    weights = Weights(written(tmp_path, layer=random(4).bfloat16(), other=random(4)))
+    assert weights.strange == "BF16"
+    assert weights.read("other").shape == (4,)
+    with pytest.raises(ModelError, match="numbers of kind BF16 can't be read here: try precision='float32'"):
+        weights.read("layer")
 
 
 def test_a_file_without_tensors_has_none(tmp_path: Path) -> None:
@@ -130,7 +132,8 @@ def test_a_file_without_tensors_has_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["encoder.layers.0.self_attn.k_proj.weight", "decoder.layers.1.fc1.weight",
-                                  "projector.linear.weight", "decoder.embed_tokens.weight"])  # fmt: skip
+                                  "projector.linear.weight", "decoder.embed_tokens.weight",
+                                  "encoder.layer_norm.weight", "decoder.layers.0.fc1.bias", "habits"])  # fmt: skip
 @pytest.mark.parametrize("is_missing", [True, False], ids=["missing", "of another shape"])
 def test_a_weight_that_does_not_fit_is_told(tmp_path: Path, name: str, is_missing: bool) -> None:
     checkpoint.save(tmp_path, unseeing())
@@ -165,3 +168,36 @@ def test_a_tokenizer_of_another_size_is_told(tmp_path: Path) -> None:
     backend.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ModelError, match="the tokenizer has 41 tokens"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["a snapshot of the hub", "elsewhere since"])
+def test_a_checkpoint_is_read_through_links_and_from_anywhere(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = unseeing()
+    checkpoint.save(tmp_path / "blobs", model)
+    place = tmp_path / "näme with spaces"
+    place.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / "blobs" / name).rename(tmp_path / "blobs" / f"hash of {name}")
+        (place / name).symlink_to(Path("..") / "blobs" / f"hash of {name}")
+    monkeypatch.chdir(tmp_path)
+    found = load(place if where.startswith("a snap") else place.name)
+    monkeypatch.chdir("/")
+    canvas = torch.arange(8)[None]
+    cache = found.network.prefill(found.network.heard([np.ones((40, 32), np.float32)]), [0])
+    assert found.network.denoise(canvas, cache, lengths=torch.tensor([8])).shape == (1, 8, 40)
+
+
+@pytest.mark.parametrize("change", ["bfloat16", "one of three in float"])
+def test_what_can_not_be_read_here_is_torchs(tmp_path: Path, change: str) -> None:
+    checkpoint.save(tmp_path, unseeing(), precision="int8")
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "decoder.layers.0.self_attn.k_proj.weight"
+    scale = weights.pop(f"{name}.scale")
+    whole = weights[name].float() * scale.float()[:, None]
+    weights[name] = whole.bfloat16() if change == "bfloat16" else whole
+    save_file(weights, tmp_path / "model.safetensors")
+    assert load(tmp_path).module is not None
+    with pytest.raises(OptionError, match="can't be run in int8"):
+        load(tmp_path, precision="int8")

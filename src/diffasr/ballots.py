@@ -52,7 +52,7 @@ def ballot_paths(
         logits, number = cache.labels(row), row % options.votes  # (N, C)
         if hotwords is not None:
             mended = partial(put_in, logits=logits, tokenizer=tokenizer, hotwords=hotwords, language=language)
-        dice = generator_of(options.seed * 10_007 + number)
+        dice = generator_of(options.seed, number)
         if options.start == "sample":
             logits = ctc.sampled(logits, generator=dice)
         elif number:
@@ -65,9 +65,9 @@ def ballot_paths(
     return paths
 
 
-def generator_of(seed: int) -> np.random.Generator:
-    """Of any whole number, one below 0 too."""
-    return np.random.default_rng([abs(seed), int(seed < 0)])
+def generator_of(seed: int, *more: int) -> np.random.Generator:
+    """Of any whole number, one below 0 too; ``more`` numbers from 0 up make other draws of it."""
+    return np.random.default_rng([abs(seed), int(seed < 0), *more])
 
 
 def beam_of(model: Model, language: str, options: SamplingOptions) -> Beam | None:

@@ -256,7 +256,7 @@ def _together(model: Model, cache: Heard, canvases: Canvases, options: SamplingO
 
 def _seeded(model: Model, path: ctc.Path, size: int, seed: int, share: float) -> list[int]:
     """CTC's text, in whose canvas a ``share`` of the places is replaced by random tokens."""
-    end, dice = model.tokenizer.end, generator_of(seed)
+    end, dice = model.tokenizer.end, generator_of(seed, 0, 1)
     canvas = [*path.tokens, *[end] * size][:size]
     is_noise = dice.random(size) < share
     canvas = np.where(is_noise, dice.integers(model.tokenizer.size, size=size), canvas).tolist()

@@ -177,7 +177,7 @@ class Favouring:
         self._reader, self._paths, self._tokenizer = reader, paths, tokenizer
 
     def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
-        """See ``together.Reader``."""
+        """See ``places.Reader``."""
         told = self._reader.read(texts)
         return [self._raised(row, text, places) for (row, text), places in zip(texts, told, strict=True)]
 
@@ -188,11 +188,11 @@ class Favouring:
 
     @property
     def drafts(self) -> bool:
-        """See ``together.Reader``."""
+        """See ``places.Reader``."""
         return self._reader.drafts
 
     def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Place:
-        """See ``together.Reader``."""
+        """See ``places.Reader``."""
         return self._reader.ahead(row, place, tokens)
 
 

@@ -33,7 +33,8 @@ def load(
     card, to lay a gemma over all cards and, where these are too small, the host. threads: of the CPU; None: one a core.
     Raises ModelError, DownloadError, OptionError.
     """
-    if device == "cpu" and precision in ("auto", "int8") and gpu_memory is None and Path(name).suffix != ".pt":
+    is_here = device in ("cpu", "cpu:0") and gpu_memory is None
+    if is_here and precision in ("auto", "int8") and Path(name).suffix != ".pt":
         folder = hub.find(name, revision=revision)
         found = _without_torch(folder, precision, threads)
         if found is not None:
@@ -65,7 +66,7 @@ def _without_torch(folder: Path, precision: Precision, threads: int | None) -> M
     tokenizer = Tokenizer.load(folder / "tokenizer.json", letters=config.projector.letters)
     if tokenizer.size != config.decoder.vocabulary:
         raise ModelError(f"the tokenizer has {tokenizer.size} tokens, config.json says {config.decoder.vocabulary}")
-    check(weights, config)
+    check(weights, config, len(tokenizer.alphabet))
     network = RuntimeNetwork(weights, config, tokenizer, threads=threads or cores(), reach=reach())
     letters = Letters.from_state({name: weights.read(name) for name in NAMES if name in weights})
     return Model(network=network, tokenizer=tokenizer, config=config, letters=letters)

@@ -41,33 +41,33 @@ class Clock:
         return getattr(self._network, name)
 
     def listen(self, features: Sequence[Floats], real: Sequence[int] | None = None) -> Any:
-        """See Network; counted as encoder."""
+        """See Decodable; counted as encoder."""
         with self._call("encoder"):
             return self._network.listen(features, real)
 
     def prefill(self, speech: Any, languages: Sequence[int] | None) -> Heard:
-        """See Network."""
+        """See Decodable."""
         with self._call("prefill"):
             cache: Heard = self._network.prefill(speech, languages)
         self.languages = cache.languages.tolist()
         return cache
 
     def denoise(self, *canvas: Any, **known: Any) -> Any:
-        """See Network."""
+        """See Decodable."""
         with self._call("denoise"):
             return self._network.denoise(*canvas, **known)
 
     def reader(self, *known: Any, **more: Any) -> "_Timed":
-        """See Network; each call of its ``read`` counted as denoise, of ``ahead`` as draft."""
+        """See Decodable; each call of its ``read`` counted as denoise, of ``ahead`` as draft."""
         return _Timed(self._network.reader(*known, **more), self._call)
 
     def ctc_rows(self, speech: Any) -> list[Floats]:
-        """See Network; counted as ctc."""
+        """See Decodable; counted as ctc."""
         with self._call("ctc"):
             return self._network.ctc_rows(speech)
 
     def ar_reader(self, cache: Any) -> Callable[[Sequence[Sequence[int]]], list[Place]]:
-        """See Network; each call of the reader counted as ar."""
+        """See Decodable; each call of the reader counted as ar."""
         plain = self._network.ar_reader(cache)
 
         def read(texts: Sequence[Sequence[int]]) -> list[Place]:

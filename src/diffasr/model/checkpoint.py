@@ -115,8 +115,10 @@ def load(
         return _gemma_part("adapter").load(folder, config, target)
     if gpu_memory is not None:
         raise OptionError(f"gpu_memory lays a gemma over cards; {config.name} has a whisper backbone: leave it out")
-    if precision in ("int8", "int4"):
-        raise OptionError(f"precision {precision} of a whisper backbone is for a CPU, as int8, not {device}: try auto")
+    if precision == "int4":
+        raise OptionError("precision int4 is for a gemma backbone: try auto")
+    if precision == "int8":
+        raise OptionError(f"a whisper backbone in int8 runs without torch, on a CPU, not here on {device}: try auto")
     tokenizer = Tokenizer.load(folder / "tokenizer.json", letters=config.projector.letters)
     with torch.device("meta"):
         network = build(config, tokenizer)

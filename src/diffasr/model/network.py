@@ -1,4 +1,4 @@
-"""What every backbone offers as a torch module, and all that the rest of the package knows of it.
+"""What every backbone offers as a torch module: all that training knows of it, and ``torched`` for those who decode.
 
 ``prefill`` listens once; ``denoise`` is called once a step and leaves the cache as it was.
 """

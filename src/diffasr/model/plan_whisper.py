@@ -18,7 +18,7 @@ from diffasr.model.whisper import WhisperNetwork
 from diffasr.text import Tokenizer
 
 PLAIN: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
-"""Bytes a number. int8 is for CPUs: quantised.py."""
+"""Bytes a number. int8 is for CPUs: runtime."""
 _FLOAT = 4
 _FILES = ("config.json", "tokenizer.json")
 

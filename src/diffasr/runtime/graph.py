@@ -183,7 +183,7 @@ class Graph:
             "session.intra_op.allow_spinning", "0"
         )  # one graph would wait on another's core
         options.log_severity_level = 3
-        options.add_session_config_entry(_FOLDER, str(Path(self._weights.path).resolve().parent))
+        options.add_session_config_entry(_FOLDER, str(self._weights.path.parent))
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def _name(self) -> str:

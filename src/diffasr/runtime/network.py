@@ -67,7 +67,7 @@ class Cache:
         return len(self.ctc)
 
     def labels(self, row: int) -> Floats:
-        """See ``network.Cache``."""
+        """See ``decodable.Heard``."""
         return self.ctc[row]
 
 
@@ -82,13 +82,23 @@ def is_whole(weights: Weights) -> bool:
 
 def why_not(weights: Weights, config: ModelConfig) -> str:
     """What stands against running a checkpoint here; nothing: an empty text."""
+    if weights.strange:
+        return f"its file has numbers of kind {weights.strange}"
     if "decoder.future" not in weights:
         return "its file lacks decoder.future"
     sees = (HANDICAP - PACE * weights.floats("decoder.future") < BLIND - 0.1).any()
     told = any(weights.read(f"decoder.conditioning.{part}.weight").any() for part in ("own", "belief", "hint"))
     if sees or told:
         return "places of its canvas see later ones"
+    if not all(_is_alike(weights, name.removesuffix("q_proj.weight")) for name in weights.names("q_proj.weight")):
+        return "some of its matrices that are multiplied together are in int8, others are not"
     return "" if config.encoder.mode != "whole" else "its encoder hears 30 s at once"
+
+
+def _is_alike(weights: Weights, name: str) -> bool:
+    """Whether queries, keys and values are stored as numbers of one kind."""
+    parts = [f"{name}{part}_proj.weight" for part in "qkv"]
+    return len({weights.place(part).kind for part in parts if part in weights}) == 1
 
 
 class RuntimeNetwork:

@@ -180,7 +180,7 @@ class Reader:
         self._drafts: dict[int, _Draft] = {}
 
     def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
-        """See ``together.Reader``."""
+        """See ``places.Reader``."""
         return [self._read(number, text) for number, text in texts]
 
     def _read(self, number: int, text: Sequence[int]) -> list[Place]:

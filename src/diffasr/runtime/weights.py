@@ -30,7 +30,9 @@ class Place:
 
     @property
     def numbers(self) -> np.dtype[Any]:
-        """Of its numbers."""
+        """Of its numbers; raises ModelError for a kind that can't be read here."""
+        if self.kind not in _KINDS:
+            raise ModelError(f"numbers of kind {self.kind} can't be read here: try precision='float32'")
         return np.dtype(_KINDS[self.kind])
 
 
@@ -39,11 +41,20 @@ class Weights:
 
     def __init__(self, path: Path) -> None:
         """Raises ModelError for what is no such file, or half of one."""
-        self.path = path
-        self._places = _places(path)
+        self.path = path.resolve()  # a hub's snapshot is made of links, and who asks later may stand elsewhere
+        self._places = _places(self.path)
+
+    @property
+    def strange(self) -> str:
+        """A kind of numbers in it that can't be read here; an empty text where there is none."""
+        return next((place.kind for place in self._places.values() if place.kind not in _KINDS), "")
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
+
+    def names(self, end: str) -> list[str]:
+        """Those that end so."""
+        return [name for name in self._places if name.endswith(end)]
 
     def place(self, name: str) -> Place:
         """Raises ModelError for a name that is not there."""
@@ -81,12 +92,8 @@ def _places(path: Path) -> dict[str, Place]:
     if max((place.start + place.size for place in found.values()), default=0) > path.stat().st_size:
         raise ModelError(f"{path} is not a whole safetensors file: it ends too early; fetch it again")
     for name, place in found.items():
-        if place.kind not in _KINDS:
-            raise ModelError(f"{name} in {path} is in {place.kind}, which can't be read here: try precision='float32'")
-        if math.prod(place.shape) * place.numbers.itemsize != place.size:
-            raise ModelError(
-                f"{path} is not a whole safetensors file: {name} is not as large as it says; fetch it again"
-            )
+        if place.kind in _KINDS and math.prod(place.shape) * place.numbers.itemsize != place.size:
+            raise ModelError(f"{path} is not a whole safetensors file: {name} is of another size; fetch it again")
     return found
 
 
