@@ -20,6 +20,7 @@ from diffasr.runtime.weights import Weights
 
 _OPSET, _IR = 21, 10
 _FOLDER = "session.model_external_initializers_file_folder_path"
+_SPINNING = "session.intra_op.allow_spinning"
 _MICROSOFT = "com.microsoft"
 Shape = Sequence[int | str]
 FULL, HALF = 127, 63
@@ -179,10 +180,8 @@ class Graph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.enable_cpu_mem_arena = False  # what a long clip needed would be kept, rounded up, by each session
-        options.add_session_config_entry(
-            "session.intra_op.allow_spinning", "0"
-        )  # one graph would wait on another's core
         options.log_severity_level = 3
+        options.add_session_config_entry(_SPINNING, "0")  # one graph's threads would wait on another's cores
         options.add_session_config_entry(_FOLDER, str(self._weights.path.parent))
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from diffasr.decodable import Floats
 from diffasr.diffusion.ctc import log_softmax
 from diffasr.model.config import BLIND, HANDICAP, HEARD, PACE, SURE, DecoderConfig, ModelConfig
 from diffasr.places import Place, unread
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Floats = NDArray[np.float32]
+HANDS = 2
+"""Texts that are written at a time: while Python works on one, another is read."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,6 @@ class Cache:
     def labels(self, row: int) -> Floats:
         """See ``decodable.Heard``."""
         return self.ctc[row]
-
-
-HANDS = 2
-"""Texts that are written at a time: while Python works on one, another is read."""
 
 
 def is_whole(weights: Weights) -> bool:
@@ -191,13 +189,13 @@ class RuntimeNetwork:
     def reader(
         self,
         cache: Cache,
-        lengths: Sequence[int] = (),
-        guidance: Sequence[float] = (),
+        lengths: Sequence[int],
+        guidance: Sequence[float],
         *,
         end: int,
         shows_beliefs: bool = False,
     ) -> Reader:
-        """See ``decodable.Decodable``."""
+        """See ``decodable.Decodable``. Texts may be of any length here; what would be shown beliefs is silent."""
         prefixes = [self._prefix(cache, row) for row in range(len(cache))]
         return Reader(self.decoder, prefixes, cache.speech, guidance)
 

@@ -11,13 +11,12 @@ from functools import partial
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
+from diffasr.decodable import Floats
 from diffasr.model.config import DecoderConfig
 from diffasr.places import Place
 from diffasr.runtime.weights import Weights
 
-Floats = NDArray[np.float32]
 AT_ONCE = 16
 """Places whose logits are made together: all of them would be large."""
 _HIDDEN = np.float32(-1e30)
@@ -122,16 +121,10 @@ class Decoder:
         size, before = len(tokens), len(next(iter(past.values())))
         sight = np.triu(np.full((size, before + size), _HIDDEN), before + 1)[None, None]
         x = self.embedded(tokens) + self._places[place : place + size]
-        found = dict(
-            zip(
-                self._names[graph],
-                graph.run(self._names[graph], {"x": x, "sight": sight} | more | past | speech),
-                strict=True,
-            )
-        )
-        return found.pop("hidden"), {
-            name: np.concatenate((part, found[name.replace("past", "new")])) for name, part in past.items()
-        }
+        names, feeds = self._names[graph], {"x": x, "sight": sight} | more | past | speech
+        found = dict(zip(names, graph.run(names, feeds), strict=True))
+        grown = {name: np.concatenate((part, found[name.replace("past", "new")])) for name, part in past.items()}
+        return found["hidden"], grown
 
     def _nothing(self, graph: onnxruntime.InferenceSession) -> dict[str, Floats]:
         empty = np.zeros((0, self._table.shape[1]), np.float32)
@@ -172,11 +165,10 @@ class Reader:
         """prefixes: clean tokens before each text. guidance: of each row how far what it says is pushed away from what
         it would say without the sound."""
         self._decoder, self._prefixes = decoder, prefixes
-        heard = [Row(parts) for parts in speech]
-        guided = [(row, weight) for row, weight in zip(heard, guidance, strict=True)]
-        self._rows = [[row, Row(silent(row.speech))] if weight > 0 else [row] for row, weight in guided]
+        pairs = zip(speech, guidance, strict=True)
+        self._rows = [[Row(s), Row(silent(s))] if weight > 0 else [Row(s)] for s, weight in pairs]
         self._weights = [[1 + weight, -weight] if weight > 0 else [1.0] for weight in guidance]
-        self._told: list[list[Place]] = [[] for _ in heard]
+        self._told: list[list[Place]] = [[] for _ in speech]
         self._drafts: dict[int, _Draft] = {}
 
     def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
