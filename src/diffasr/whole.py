@@ -70,7 +70,8 @@ class Whole:
             logits = guided(logits, told(cache=self._deaf), self._guidance[self._rows].to(logits)[:, None, None])
         self._previous = logits if self._shows else None
         places = {row: place for place, row in enumerate(self._rows)}
-        return [places_of(logits[places[row], : min(len(text) + 1, int(self._lengths[row]))]) for row, text in texts]
+        sizes = {row: min(len(text) + 1, int(self._lengths[row])) for row, text in texts}
+        return [places_of(logits[places[row], : sizes[row]], [*text, self._end][: sizes[row]]) for row, text in texts]
 
     def _let_go(self, rows: list[int]) -> None:
         """Forget what belongs to others than ``rows``, where that is worthwhile."""
@@ -83,14 +84,17 @@ class Whole:
         self._rows = rows
 
 
-def places_of(logits: Tensor) -> list[Place]:
-    """What (n, V) logits say of n places."""
+def places_of(logits: Tensor, own: Sequence[int] = ()) -> list[Place]:
+    """What (n, V) logits say of n places. own: (n,) what stands there, where that is known: who asks for another token
+    that is not among the likeliest waits for the device that holds the logits."""
     logits = logits.float()
     shares = logits - logits.logsumexp(-1, keepdim=True)
     top = shares.topk(min(FEW, shares.shape[1]), dim=-1)
-    pairs = zip(top.indices.tolist(), top.values.tolist(), shares.cpu(), strict=True)
-    return [Place(tokens, values, partial(_of, row)) for tokens, values, row in pairs]
+    told = torch.tensor(own or [0] * len(shares), device=shares.device)
+    mine = zip(told.tolist(), shares.gather(1, told[:, None])[:, 0].tolist(), strict=True)
+    rows = zip(top.indices.tolist(), top.values.tolist(), shares, mine, strict=True)
+    return [Place(tokens, values, partial(_of, row, *known)) for tokens, values, row, known in rows]
 
 
-def _of(row: Tensor, token: int) -> float:
-    return float(row[token])
+def _of(row: Tensor, own: int, score: float, token: int) -> float:
+    return score if token == own else float(row[token])
