@@ -12,7 +12,7 @@ from diffasr.asking import Asking
 from diffasr.decodable import decodable
 from diffasr.decode import decode
 from diffasr.diffusion import sampler
-from diffasr.diffusion.fuse import fused, guided
+from diffasr.diffusion.fuse import guided
 from diffasr.diffusion.options import SamplingOptions
 from diffasr.errors import OptionError
 
@@ -20,11 +20,11 @@ MODEL = wake(random_model())
 KNOWN = [0, 3, 5]
 
 
-def asked(options: SamplingOptions, rows: list[Tensor], *, previous: Tensor | None = None) -> list[Tensor]:
+def asked(weight: float, rows: list[Tensor], *, previous: Tensor | None = None) -> list[Tensor]:
     """The answers to a row of questions about one canvas, each about some rows of it."""
-    cache = decodable(MODEL.network).prefill(random_speech([60, 31, 44]), KNOWN)
-    ask = Asking(MODEL, cache, LENGTHS, options)
-    return [ask(CANVAS[some], None if previous is None else previous[some], some, HINTS) for some in rows]
+    network = decodable(MODEL.network)
+    ask = Asking(network, network.prefill(random_speech([60, 31, 44]), KNOWN), LENGTHS.tolist(), [weight] * 3)
+    return [ask(CANVAS[some], None if previous is None else previous[some], some, HINTS[some]) for some in rows]
 
 
 LENGTHS = torch.tensor([8, 5, 7])
@@ -45,7 +45,7 @@ def without(**more: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("is_conditioned", [False, True])
-def test_an_answer_is_the_network_s_guided_and_fused(is_conditioned: bool) -> None:
+def test_an_answer_is_the_network_s_guided(is_conditioned: bool) -> None:
     previous = torch.randn(3, 8, 40) if is_conditioned else None
     known: dict[str, Any] = {"previous": previous}
     real = (torch.arange(8) < LENGTHS[:, None])[..., None]
@@ -53,19 +53,15 @@ def test_an_answer_is_the_network_s_guided_and_fused(is_conditioned: bool) -> No
     def check(got: Tensor, want: Tensor) -> None:
         torch.testing.assert_close(got * real, want * real)
 
-    check(asked(SamplingOptions(), [EVERY], previous=previous)[0], plain(**known))
-    (pushed,) = asked(SamplingOptions(guidance=0.7), [EVERY], previous=previous)
+    check(asked(0.0, [EVERY], previous=previous)[0], plain(**known))
+    (pushed,) = asked(0.7, [EVERY], previous=previous)
     check(pushed, guided(plain(**known), without(**known), 0.7))
     assert ((pushed - plain(**known)) * real).abs().max() > 0.1
-    (both,) = asked(SamplingOptions(guidance=0.7, ctc_weight=0.3), [EVERY], previous=previous)
-    labels = MODEL.network.prefill(random_speech([60, 31, 44]), torch.tensor(KNOWN)).ctc
-    check(both, fused(pushed, labels, HINTS, torch.tensor(MODEL.tokenizer.openings), 0.3))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0])
 def test_rows_that_left_are_forgotten_and_the_others_hear_what_they_heard(guidance: float) -> None:
-    options = SamplingOptions(guidance=guidance, ctc_weight=0.2)
-    first, second, third = asked(options, [EVERY, torch.tensor([0, 2]), torch.tensor([2])])
+    first, second, third = asked(guidance, [EVERY, torch.tensor([0, 2]), torch.tensor([2])])
     for row, size in ((0, 8), (2, 7)):
         torch.testing.assert_close(second[row // 2, :size], first[row, :size])
     torch.testing.assert_close(third[0, :7], first[2, :7])

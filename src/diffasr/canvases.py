@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from diffasr.asking import Asking
-from diffasr.decodable import Heard
+from diffasr.ballots import guidance
+from diffasr.decodable import Heard, decodable
 from diffasr.decode import Canvases
 from diffasr.diffusion import batched, ctc
 from diffasr.diffusion.corrupt import corrupt
+from diffasr.diffusion.fuse import fused
 from diffasr.diffusion.options import SamplingOptions
 from diffasr.diffusion.sampler import Draft, Renew, Step, closed, fresh_rows, sample
 from diffasr.hotwords import favoured
@@ -32,10 +34,17 @@ def denoise_steps(model: Model, cache: Heard, canvases: Canvases, options: Sampl
         for row, (used, die) in enumerate(zip(lengths.tolist(), dice, strict=True)):
             canvas[row, :used] = corrupt(canvas[row : row + 1, :used], share, vocabulary=vocabulary, generator=die)[0]
     end, hints = model.tokenizer.end, batched.hint_slots(paths, size).to(cache.device)
-    ask = Asking(model, cache, lengths, options)
+    ask = Asking(decodable(model.network), cache, canvases.lengths, guidance(model, cache, options))
+    openings = torch.tensor(model.tokenizer.openings if options.ctc_weight > 0 else (), device=cache.device)
 
     def denoise(noisy: Tensor, previous: Tensor | None, rows: Tensor) -> Tensor:
-        return raised(ask(noisy, previous, rows, hints), noisy, [paths[n] for n in rows.tolist()], model.tokenizer)
+        known, numbers = hints[rows.to(cache.device)], rows.tolist()
+        logits = ask(noisy, previous, rows, known)
+        if options.ctc_weight > 0:
+            labels = [torch.as_tensor(cache.labels(row)) for row in numbers]
+            heard = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True).to(cache.device)  # (R, N, C)
+            logits = fused(logits, heard, known, openings, options.ctc_weight)
+        return raised(logits, noisy, [paths[row] for row in numbers], model.tokenizer)
 
     drafts = [_Rest(path.tokens, path.slots) for path in paths]
 

@@ -42,15 +42,14 @@ def ar_texts(
     with decodable(model.network).inference_mode():
         cache = decodable(model.network).prefill(speech, languages)
         texts: list[list[int]] = [[] for _ in range(len(cache))]
-        going = list(range(len(texts)))
         read = decodable(model.network).ar_reader(cache)
         joint = None if together is None else joint_rows(model, cache, together)
-        while going and len(texts[going[0]]) < most:
-            places = read(texts)
-            for row in going:
-                place = places[row]
-                texts[row].append(place.tokens[0] if joint is None else joint[row].next(texts[row], place))
-            going = [row for row in going if texts[row][-1] != end]
-            for row in set(range(len(texts))) - set(going):
-                texts[row] += [end] * (max(map(len, texts)) - len(texts[row]))
+        for _ in range(most):
+            if all(text[-1:] == [end] for text in texts):
+                break
+            for row, (text, place) in enumerate(zip(texts, read(texts), strict=True)):
+                if text[-1:] == [end]:
+                    text.append(end)
+                else:
+                    text.append(place.tokens[0] if joint is None else joint[row].next(text, place))
     return [model.tokenizer.decode(text) for text in texts]

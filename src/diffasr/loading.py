@@ -12,7 +12,7 @@ from diffasr.model import hub
 from diffasr.model.config import DecoderConfig, ModelConfig
 from diffasr.model.loaded import Model, Precision
 from diffasr.runtime.graph import reach
-from diffasr.runtime.network import RuntimeNetwork, is_whole, why_not
+from diffasr.runtime.network import RuntimeNetwork, is_int8, why_not
 from diffasr.runtime.shapes import check
 from diffasr.runtime.weights import Weights
 from diffasr.text import Tokenizer
@@ -58,7 +58,7 @@ def _without_torch(folder: Path, precision: Precision, threads: int | None) -> M
     weights = Weights(folder / "model.safetensors")
     problem = why_not(weights, config)
     if precision == "int8":
-        problem = problem or ("" if is_whole(weights) else "its file is not in int8: export it")
+        problem = problem or ("" if is_int8(weights) else "its file is not in int8: export it")
         if problem:
             raise OptionError(f"{config.name} can't be run in int8, {problem}; or leave precision at auto")
     if problem:

@@ -9,14 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from diffasr.asking import Asking
 from diffasr.decodable import Decodable, Heard
-from diffasr.diffusion.fuse import guided
+from diffasr.diffusion.sampler import WORTHWHILE
 from diffasr.errors import OptionError
 from diffasr.places import FEW, Place
-
-WORTHWHILE = 0.25
-"""Share of the rows in hand that must be finished before they leave: what a network remembers of the others is copied
-then, which costs them a part of a step."""
 
 
 class Whole:
@@ -37,14 +34,10 @@ class Whole:
 
         Raises OptionError for guidance where the backbone can't do without the sound.
         """
-        self._network, self._cache, self._end, self._shows = network, cache, end, shows_beliefs
-        self._lengths, self._guidance = torch.tensor(lengths), torch.tensor(guidance)
+        self._ask = Asking(network, cache, lengths, guidance)
+        self._lengths, self._end, self._shows = list(lengths), end, shows_beliefs
         self._rows = list(range(len(lengths)))
         self._previous: Tensor | None = None
-        self._is_guided = bool((self._guidance > 0).any())
-        self._deaf: Heard | None = None
-        if self._is_guided:
-            self._deaf = network.without_audio(cache, torch.ones(len(lengths), dtype=torch.bool, device=cache.device))
 
     drafts = False
     """It has no drafter: see ``places.Reader``."""
@@ -56,32 +49,24 @@ class Whole:
     def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
         """See ``places.Reader``."""
         wanted = dict(texts)
-        self._let_go(sorted(wanted))
-        lengths = self._lengths[self._rows]
-        canvas = torch.full((len(self._rows), int(self._lengths.max())), self._end)
+        self._let_go(set(wanted))
+        canvas = torch.full((len(self._rows), max(self._lengths)), self._end)
         for place, row in enumerate(self._rows):
             text = wanted.get(row, ())
             canvas[place, : len(text)] = torch.tensor(text, dtype=torch.long)
-        device = self._cache.device
-        told = partial(self._network.denoise, canvas.to(device), lengths=lengths.to(device), previous=self._previous,
-                       hints=torch.full_like(canvas, -1).to(device))  # fmt: skip
-        logits = told(cache=self._cache)  # (R, L, V)
-        if self._deaf is not None:
-            logits = guided(logits, told(cache=self._deaf), self._guidance[self._rows].to(logits)[:, None, None])
+        logits = self._ask(canvas, self._previous, torch.tensor(self._rows), torch.full_like(canvas, -1))  # (R, L, V)
         self._previous = logits if self._shows else None
-        places = {row: place for place, row in enumerate(self._rows)}
-        sizes = {row: min(len(text) + 1, int(self._lengths[row])) for row, text in texts}
-        return [places_of(logits[places[row], : sizes[row]], [*text, self._end][: sizes[row]]) for row, text in texts]
+        told = dict(zip(self._rows, logits, strict=True))
+        sizes = {row: min(len(text) + 1, self._lengths[row]) for row, text in texts}
+        return [places_of(told[row][: sizes[row]], [*text, self._end][: sizes[row]]) for row, text in texts]
 
-    def _let_go(self, rows: list[int]) -> None:
-        """Forget what belongs to others than ``rows``, where that is worthwhile."""
-        if len(self._rows) - len(rows) < max(1, WORTHWHILE * len(self._rows)):
+    def _let_go(self, wanted: set[int]) -> None:
+        """Ask no more about other rows than those ``wanted``, where that is worthwhile."""
+        if len(self._rows) - len(wanted) < max(1, WORTHWHILE * len(self._rows)):
             return
-        kept = [place for place, row in enumerate(self._rows) if row in set(rows)]
-        self._cache = self._network.select(self._cache, kept)
-        self._deaf = None if self._deaf is None else self._network.select(self._deaf, kept)
+        kept = [place for place, row in enumerate(self._rows) if row in wanted]
         self._previous = None if self._previous is None else self._previous[kept]
-        self._rows = rows
+        self._rows = [self._rows[place] for place in kept]
 
 
 def places_of(logits: Tensor, own: Sequence[int] = ()) -> list[Place]:

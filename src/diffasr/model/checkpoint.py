@@ -47,10 +47,6 @@ def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
     if tokenizer.size != config.decoder.vocabulary:
         raise ModelError(f"the tokenizer has {tokenizer.size} tokens, config.json says {config.decoder.vocabulary}")
     text = config.decoder
-    if text.draft > text.layers:
-        raise ModelError(
-            f"a drafter of {text.draft} layers can't imitate the last ones of {text.layers}: give it fewer"
-        )
     encoder = build_encoder(config)
     projector = build_projector(config, text.width)
     decoder = WhisperDecoder(

@@ -73,6 +73,12 @@ class DecoderConfig:
     draft: int = 0
     """Layers of the drafter (``model.drafter``), 0 for none; at most ``layers``."""
 
+    def __post_init__(self) -> None:
+        if type(self.draft) is type(self.layers) is int and self.draft > self.layers:
+            raise ModelError(
+                f"a drafter of {self.draft} layers can't imitate the last ones of {self.layers}: give it fewer"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:

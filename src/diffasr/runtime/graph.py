@@ -107,13 +107,13 @@ class Graph:
         parts = [self._matrix(name) for name in names]
         matrix = parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=1)
         bias = np.concatenate([self._bias(name) for name in names])
-        if self._is_whole(names[0]):
+        if self._is_int8(names[0]):
             scale = np.concatenate([self._weights.floats(f"{name}.weight.scale") for name in names])
-            return self.whole_product(x, matrix, scale, bias)
+            return self.int8_product(x, matrix, scale, bias)
         out = self.op("MatMul", x, matrix)
         return self.op("Add", out, self.constant(bias)) if bias.any() else out
 
-    def whole_product(self, x: str, matrix: str, scale: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
+    def int8_product(self, x: str, matrix: str, scale: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
         """(n, K) float32 times (K, N) int8, each column with its ``scale``."""
         largest = self.op("ReduceMax", self.op("Abs", x), self.constant([-1]), keepdims=0)  # (n,)
         unit = self.op("Max", self.op("Mul", largest, self.constant(1 / self._reach)), self.constant(1e-20))
@@ -132,10 +132,10 @@ class Graph:
         if rows is None:
             return self.linear(x, table)
         chosen = self._weights.read(f"{table}.weight")[np.asarray(rows)]  # (C, D)
-        if not self._is_whole(table):
+        if not self._is_int8(table):
             return self.op("MatMul", x, self.constant(chosen.astype(np.float32).T))
         scale = self._weights.floats(f"{table}.weight.scale")[np.asarray(rows)]
-        return self.whole_product(x, self.constant(chosen.T), scale, np.zeros(len(scale), np.float32))
+        return self.int8_product(x, self.constant(chosen.T), scale, np.zeros(len(scale), np.float32))
 
     def norm(self, x: str, name: str) -> str:
         """A layer norm."""
@@ -189,7 +189,7 @@ class Graph:
         self._count += 1
         return f"value {self._count}"
 
-    def _is_whole(self, name: str) -> bool:
+    def _is_int8(self, name: str) -> bool:
         return self._weights.place(f"{name}.weight").kind == "I8"
 
     def _matrix(self, name: str) -> str:

@@ -73,7 +73,7 @@ class Cache:
         return self.ctc[row]
 
 
-def is_whole(weights: Weights) -> bool:
+def is_int8(weights: Weights) -> bool:
     """Whether the large matrices are stored in int8."""
     return weights.place("decoder.embed_tokens.weight").kind == "I8"
 

@@ -1,4 +1,8 @@
-"""A checkpoint's file in, its tensors by name out: small ones as arrays, large ones as places in the file."""
+"""A checkpoint's file in, its tensors by name out: small ones as arrays, large ones as places in the file.
+
+The library safetensors does not tell those places, which ONNX Runtime reads large tensors from.
+Source: https://github.com/huggingface/safetensors, "Format".
+"""
 
 import json
 import math
