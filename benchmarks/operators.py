@@ -11,8 +11,9 @@ from pathlib import Path
 
 import onnxruntime
 
-import diffasr
+from diffasr import loading
 from diffasr.audio import load_audio
+from diffasr.transcribe import Transcriber
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "de.opus"
 
@@ -29,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sessions = watched(Path(folder))
-        asr = diffasr.load(args.model, threads=args.threads)
+        asr = Transcriber(loading.load(args.model, threads=args.threads))
         clip = load_audio(args.audio)
         for _ in range(args.calls):
             asr.transcribe(clip, language=args.language)
