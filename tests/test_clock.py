@@ -2,15 +2,19 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import random_speech
+from test_comparisons import spelling_model
 
 from diffasr.comparisons import ar_texts, ctc_texts
 from diffasr.decodable import decodable
 from diffasr.decode import decode
 from diffasr.diffusion.options import SamplingOptions
 from diffasr.evaluate.clock import Clock
+from diffasr.loading import load
+from diffasr.model import checkpoint
 from diffasr.model.loaded import Model
 
 
@@ -34,6 +38,17 @@ def test_calls_are_counted_by_stage_and_forgotten_when_taken(model: Model) -> No
     assert 1 <= times.calls["ar"] <= 4
     assert set(times.seconds) == {"ctc", "prefill", "ar"}
     assert clock.take().calls == clock.take().seconds == {}
+
+
+@pytest.mark.parametrize("ahead", [0, None])
+def test_what_is_asked_ahead_is_a_stage_of_its_own(tmp_path: Path, ahead: int | None) -> None:
+    checkpoint.save(tmp_path, spelling_model(sharpness=0.3))
+    plain, known, options = load(tmp_path, threads=1), [0, 1], SamplingOptions(steps=3, ahead=ahead)
+    clock = Clock(decodable(plain.network))
+    speech = clock.heard(list(random_speech([40, 24]).frames.numpy()))
+    assert decode(replace(plain, network=clock), speech, known, options) == decode(plain, speech, known, options)
+    times = clock.take()
+    assert set(times.calls) == set(times.seconds) == {"prefill", "denoise"} | ({"ahead"} if ahead is None else set())
 
 
 def test_the_stages_add_up_to_the_time_that_passed(model: Model) -> None:

@@ -131,13 +131,13 @@ def test_a_reader_of_texts_raises_the_words_as_logits_would_be() -> None:
     texts = [TINY.encode("a cat"), TINY.encode("the cat sat")]
     logits = [torch.randn(len(text) + 1, TINY.size, generator=dice) for text in texts]
     paths = [ctc.Path([], [], 0.0), ctc.Path([], [], 0.0, favoured=("cat",), favour=4.0)]
-    plain = MagicMock(drafts=True, read=lambda asked: [places_of(logits[row]) for row, _ in asked])
+    plain = MagicMock(looks_ahead=True, read=lambda asked: [places_of(logits[row]) for row, _ in asked])
     reader = Favouring(plain, paths, TINY)
     for (row, text), found in zip(enumerate(texts), reader.read(list(enumerate(texts))), strict=True):
         bent = raised(logits[row][None], torch.tensor([[*text, TINY.end]]), [paths[row]], TINY)[0].log_softmax(-1)
         said = torch.tensor([[place.of(token) for token in range(TINY.size)] for place in found])
         torch.testing.assert_close(said, bent)
-    assert reader.drafts
+    assert reader.looks_ahead
     assert reader.ahead(1, 2, [3]) is plain.ahead.return_value
     plain.ahead.assert_called_once_with(1, 2, [3])
 

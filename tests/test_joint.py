@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import tiny_tokenizer
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffasr.diffusion.fluency import Fluency
 from diffasr.diffusion.joint import CALM, FAR, Ahead, Joint
@@ -215,21 +216,21 @@ def test_a_tokenizer_spells_with_short_labels_only(tokenizer: Tokenizer) -> None
     )
 
 
-def drafter(denoiser: Writer, tokens: list[int], most: int = 2) -> tuple[Ahead, list[tuple[int, ...]]]:
-    """One that knows all that the denoiser does, and what it was asked."""
-    asked = list[tuple[int, ...]]()
+def asking(denoiser: Writer, tokens: list[int], most: int = 2) -> tuple[Ahead, list[tuple[int, str]]]:
+    """A way to ask the denoiser about single places, and what it was asked: behind what of the text, and what else."""
+    asked = list[tuple[int, str]]()
 
     def told(place: int, new: Any, own: int) -> Opinion:
-        asked.append(tuple(new))
+        asked.append((place, letters(new)))
         return denoiser([*tokens[:place], *new])[-1].opinion(own)
 
     return Ahead(most=most, told=told), asked
 
 
 @pytest.mark.parametrize("most", [0, 1, 2])
-def test_with_a_drafter_a_step_writes_so_many_tokens_more(most: int) -> None:
+def test_where_places_can_be_asked_about_a_step_writes_so_many_tokens_more(most: int) -> None:
     writes, denoiser, start = joint("abcdef"), Writer("abcdef"), "abjhhf"
-    ahead, asked = drafter(denoiser, ids(start), most)
+    ahead, asked = asking(denoiser, ids(start), most)
     said = denoiser(ids(start))
     alone = letters(writes.rewritten(ids(start), said))
     got = letters(writes.rewritten(ids(start), said, ahead))
@@ -239,17 +240,61 @@ def test_with_a_drafter_a_step_writes_so_many_tokens_more(most: int) -> None:
     assert len(right) >= min(6, 3 + most), got
 
 
-def test_behind_what_stays_no_drafter_is_asked() -> None:
+def test_behind_what_stays_nothing_is_asked() -> None:
     denoiser = Writer("abcd")
-    ahead, asked = drafter(denoiser, ids("abcd"))
+    ahead, asked = asking(denoiser, ids("abcd"))
     assert letters(joint("abcd").rewritten(ids("abcd"), denoiser(ids("abcd")), ahead)) == "abcd"
     assert not asked
 
 
-def test_a_drafter_that_is_not_sure_changes_nothing() -> None:
+def test_what_is_said_ahead_without_being_sure_changes_nothing() -> None:
     writes, denoiser = joint("abcdef", confidence=0.95), Writer("abcdef", sure=0.9)
     start = ids("abjhhf")
     said = denoiser(start)
-    ahead, asked = drafter(denoiser, start)
+    ahead, asked = asking(denoiser, start)
     assert writes.rewritten(start, said, ahead) == writes.rewritten(start, said)
     assert asked
+
+
+@pytest.mark.parametrize("text", ["abjjefgh", "abefgh", "abjjjefgh"])
+def test_it_is_asked_until_what_stands_there_is_said(text: str) -> None:
+    writes, denoiser, start = joint("abcdefgh"), Writer("abcdefgh"), ids(text)
+    ahead, asked = asking(denoiser, start, most=1000)
+    assert letters(writes.rewritten(start, denoiser(start), ahead)) == "abcdefgh"
+    assert asked == [(2, "c"), (2, "cd")], "behind the last change what stands there is right"
+
+
+def by_hand(text: str, heard: str, says: Tensor) -> tuple[float, float]:
+    """What the denoiser's logits (U + 1, V) give a text, and CTC as torch counts it."""
+    spoken = torch.from_numpy(sound(heard).log_probs)
+    labels = torch.tensor([SPELLING.labels[letter] for letter in text], dtype=torch.long)
+    lost = F.ctc_loss(spoken, labels, torch.tensor(len(spoken)), torch.tensor(len(labels)), reduction="sum")
+    return -float(F.cross_entropy(says, torch.tensor([*ids(text), END]), reduction="sum")), -float(lost)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.43, 3.0])
+@pytest.mark.parametrize("text", ["", "a", "abcd", "abbdj", "ffff"])
+def test_a_text_is_worth_what_both_give_it_and_its_end(text: str, weight: float) -> None:
+    says = torch.randn(len(text) + 1, END + 1, generator=torch.Generator().manual_seed(len(text)))
+    places = places_of(says)
+    few = [Place(place.tokens[:2], place.log_probabilities[:2], place.rest) for place in places]
+    said, spoken = by_hand(text, "abcd", says)
+    for told in (places, few):
+        worth = joint("abcd", weight=weight).worth(ids(text), told)
+        assert worth == pytest.approx(said + weight * spoken, abs=1e-3)
+
+
+def test_how_a_text_reads_counts_in_what_it_is_worth() -> None:
+    known = build({"en": ["abcd"]}, order=3, least=1).language("en")
+    read = Fluency(known, SPELLING, weight=0.3, bonus=1.2)
+    places = Writer("abcd")(ids("abed"))
+    plain, more = (joint("abcd", fluency=fluency).worth(ids("abed"), places) for fluency in (None, read))
+    letters_alone = 0.3 * known.text("abed") + 1.2 * len("abed")
+    assert more - plain == pytest.approx(0.43 * letters_alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("start", ["abgd", "abd", "abccd", "hhhh", "abcdef"])
+def test_what_both_hear_is_worth_more_than_each_text_on_the_way_there(start: str) -> None:
+    writes, denoiser = joint("abcd"), Writer("abcd")
+    worths = [writes.worth(ids(text), denoiser(ids(text))) for text in steps(writes, denoiser, start)]
+    assert max(worths[:-1]) < worths[-1]

@@ -42,7 +42,7 @@ def test_what_is_spoken_is_encoded_and_trained_on() -> None:
     spoken = re.findall(r"speak (\w+) (\w+) [\d.]+", (MINI / "run").read_text(encoding="utf-8"))
     names = {f"{engine}_{language}" for engine, language in spoken}
     assert len(names) == len(spoken) == 10
-    first, *others = (Recipe.load(MINI / name) for name in ("recipe.toml", "ctc.toml", "denoiser.toml", "drafter.toml"))
+    first, *others = (Recipe.load(MINI / name) for name in ("recipe.toml", "ctc.toml", "denoiser.toml"))
     for recipe in others:
         assert {path.name for path in recipe.features} == names | {"real"}
     sifted = [Path(path) for path in first.manifests if Path(path).name == "sifted.jsonl"]
@@ -61,12 +61,10 @@ def test_what_scores_are_taken_on_is_not_spoken(tmp_path: Path) -> None:
 
 
 def test_each_stage_goes_on_from_the_one_before() -> None:
-    first, ctc, last, ahead = (
-        Recipe.load(MINI / name) for name in ("recipe.toml", "ctc.toml", "denoiser.toml", "drafter.toml")
-    )
+    first, ctc, last = (Recipe.load(MINI / name) for name in ("recipe.toml", "ctc.toml", "denoiser.toml"))
     script = (MINI / "run").read_text(encoding="utf-8")
     runs = re.findall(r"^diffasr train (\S+) --out (\S+)$", script, re.MULTILINE)
-    names = ["recipes/mini", *(f"recipes/mini/{name}.toml" for name in ("ctc", "denoiser", "drafter"))]
+    names = ["recipes/mini", *(f"recipes/mini/{name}.toml" for name in ("ctc", "denoiser"))]
     assert [name for name, _ in runs] == names
     blend = re.search(r"prepare blend (\S+) --init (\S+) --out (\S+)$", script, re.MULTILINE)
     assert blend is not None
@@ -80,16 +78,11 @@ def test_each_stage_goes_on_from_the_one_before() -> None:
     assert Path(ctc.init).resolve() == (ROOT / deepen.group(3)).resolve()
     assert last.teacher is not None
     assert Path(last.init).resolve() == last.teacher.resolve() == (ROOT / runs[1][1] / "model").resolve()
-    grown = re.search(r"prepare drafter (\S+) --layers (\d+) --out (\S+)$", script, re.MULTILINE)
-    assert grown is not None
-    assert grown.group(1) == f"{runs[2][1]}/model"
-    assert Path(ahead.init).resolve() == (ROOT / grown.group(3)).resolve()
-    assert f"prepare export {runs[3][1]}/model " in script
+    assert f"prepare export {runs[2][1]}/model " in script
     shipped = json.loads((ROOT / "src" / "diffasr" / "assets" / "mini" / "config.json").read_text(encoding="utf-8"))
     assert int(deepen.group(2)) == shipped["projector"]["layers"]
-    assert int(grown.group(2)) == shipped["decoder"]["draft"]
-    stages = [stage.name for recipe in (first, ctc, last, ahead) for stage in recipe.stages]
-    assert stages == ["ctc", "joint", "ctc", "denoiser", "drafter"]
+    stages = [stage.name for recipe in (first, ctc, last) for stage in recipe.stages]
+    assert stages == ["ctc", "joint", "ctc", "denoiser"]
 
 
 def test_a_blend_lies_between_what_was_known_and_what_was_learned(tmp_path: Path) -> None:
@@ -171,7 +164,7 @@ def test_the_two_scripts_speak_with_what_the_voices_script_installs() -> None:
 
 
 COUNTS = {"en": 6, "de": 6, "fr": 6, "es": 6, "zh": 8}
-STEPS = {"ctc": 40, "joint": 16, "denoiser": 16, "drafter": 12}
+STEPS = {"ctc": 40, "joint": 16, "denoiser": 16}
 
 
 def write_shared(folder: Path) -> Path:
@@ -246,7 +239,7 @@ def losses_of(out: Path, stage: str) -> dict[str, tuple[float, float]]:
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     mine = [entry for entry in entries if entry["stage"] == stage]
     part = max(1, len(mine) // 4)
-    names = [name for name in ("ctc", "ar", "distil", "diffusion", "draft") if name in mine[0]]
+    names = [name for name in ("ctc", "ar", "distil", "diffusion") if name in mine[0]]
     return {n: (float(np.mean([e[n] for e in mine[:part]])), float(np.mean([e[n] for e in mine[-part:]])))
             for n in names}  # fmt: skip
 
@@ -272,7 +265,7 @@ def test_the_recipe_scaled_down_runs_to_a_transcript(tmp_path: Path, kind: str, 
     prepare["init"](whisper, shared, work / "init")
     sift["sift"](shared / "hums" / "manifest.jsonl", None, bound=0.4)  # Hindi alone: nobody is asked
     heard = {"real": shared / "speech" / "train.jsonl", "hums": shared / "hums" / "sifted.jsonl"}
-    first, *others = (Recipe.load(MINI / name) for name in ("recipe.toml", "ctc.toml", "denoiser.toml", "drafter.toml"))
+    first, *others = (Recipe.load(MINI / name) for name in ("recipe.toml", "ctc.toml", "denoiser.toml"))
     few = {"evaluate_count": 4, "evaluate_every": 10**6, "save_every": 10**6}
     mild = {"seconds": 60.0, "warmup": 2}
     first = replace(
@@ -286,9 +279,6 @@ def test_the_recipe_scaled_down_runs_to_a_transcript(tmp_path: Path, kind: str, 
         prepare["features"](manifest, tmp_path / "blend", work / "features" / name, padded=False)
     trained = tmp_path / "deep"
     for planned in others:
-        if planned.stages[0].draft > 0:
-            prepare["drafter"](trained, tmp_path / "drafter", layers=2)
-            trained = tmp_path / "drafter"
         recipe = replace(
             planned, init=trained, features=tuple(work / "features" / name for name in heard),
             teacher=None if planned.teacher is None else trained, dev=work / "features" / "real",
@@ -296,14 +286,13 @@ def test_the_recipe_scaled_down_runs_to_a_transcript(tmp_path: Path, kind: str, 
         )  # fmt: skip
         trained = train(recipe, tmp_path / "runs" / recipe.stages[0].name)
     for run, stage, names in (("mini", "ctc", {"ctc"}), ("mini", "joint", {"ctc", "ar", "distil", "diffusion"}),
-                              ("ctc", "ctc", {"ctc"}), ("denoiser", "denoiser", {"ar", "distil"}),
-                              ("drafter", "drafter", {"draft"})):  # fmt: skip
+                              ("ctc", "ctc", {"ctc"}), ("denoiser", "denoiser", {"ar", "distil"})):  # fmt: skip
         found = losses_of(tmp_path / "runs" / run, stage)
         print(kind, stage, found)
         assert found.keys() == names
         assert all(np.isfinite(pair).all() for pair in found.values())
         # On sound never twice the same, in few steps, other trends are lost; a random Whisper's CTC rests at the end.
-        trend = {"joint": "diffusion", "denoiser": "ar", "drafter": "draft"}.get(stage, "ctc")
+        trend = {"joint": "diffusion", "denoiser": "ar"}.get(stage, "ctc")
         if kind == "tiny" and run == "mini":
             assert found[trend][1] < found[trend][0], found
 

@@ -135,7 +135,7 @@ def jointly(sheet: Sheet, wanted: Tensor | str, heard: str, *, steps: int = 8, d
     dice = torch.Generator().manual_seed(0 if isinstance(wanted, str) else int(wanted))
 
     class Denoiser:
-        drafts = False
+        looks_ahead = False
 
         def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
             assert texts == [(0, sheet.tokens())]
@@ -145,7 +145,7 @@ def jointly(sheet: Sheet, wanted: Tensor | str, heard: str, *, steps: int = 8, d
             return [places_of(30.0 * F.one_hot(torch.tensor(said), VOCABULARY).float())]
 
         def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Place:
-            raise AssertionError("nobody drafts")
+            raise AssertionError("nobody looks ahead")
 
     known: dict[str, Any] = {"steps": steps, "end": TOKENIZER.end}
     for draft in write(Denoiser(), [sheet.together(joint)], [sheet.tokens()], [sheet.size], **known):

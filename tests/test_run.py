@@ -309,10 +309,10 @@ def test_each_combination_of_what_varies_is_a_system() -> None:
     assert "seeded-1 start=ctc votes=1" not in drawn, "nothing there is drawn at random"
     assert drawn["seeded-2 start=sample votes=3"] == SamplingOptions(steps=2, start="sample", votes=3, seed=1)
     kinds = (("ctc_weight", ("0.5",)), ("self_conditioning", ("true",)), ("accept", ("threshold",)))
-    kinds += (("caution", ("0.8",)),)
+    kinds += (("caution", ("0.8",)), ("ahead", ("2",)))
     (mixed,) = systems(EvaluationOptions(decoders=("vote",), steps=(1,), vary=kinds))
     assert mixed.options == SamplingOptions(
-        steps=1, votes=3, ctc_weight=0.5, self_conditioning=True, accept="threshold", caution=0.8, seed=0
+        steps=1, votes=3, ctc_weight=0.5, self_conditioning=True, accept="threshold", caution=0.8, ahead=2, seed=0
     )
 
 
@@ -323,6 +323,8 @@ def test_each_combination_of_what_varies_is_a_system() -> None:
         (("votes", ()), "'votes' with 0"),
         (("votes", ("x",)), "votes can't be 'x'"),
         (("caution", ("none",)), "caution can't be 'none'"),
+        (("ahead", ("0.5",)), "ahead can't be '0.5': its values are like 0"),
+        (("ahead", ("-1",)), "ahead must be from 0 to 16"),
         (("self_conditioning", ("maybe",)), "self_conditioning can't be"),
         (("start", ("silence",)), "start can be"),
     ],

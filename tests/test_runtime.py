@@ -42,7 +42,7 @@ Pair, Caches = tuple[Model, Model], tuple[Any, Any]
 def seeing(projector: ProjectorConfig = PROJECTOR) -> Model:
     """A model of every part there is, with no weight left as it began, which sees later places."""
     plain = random_model()
-    config = replace(plain.config, projector=projector, decoder=replace(plain.config.decoder, draft=1))  # type: ignore[type-var]
+    config = replace(plain.config, projector=projector)
     tokenizer = Tokenizer(plain.tokenizer.backend, letters=projector.letters)
     torch.manual_seed(3)
     network = checkpoint.build(config, tokenizer).eval().requires_grad_(False)
@@ -321,7 +321,7 @@ def told(text: Decoded) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"guidance": 0.5}, {"steps": 4, "draft": 2}, {"accept": "prefix"}, {"steps": 2, "votes": 2}], ids=str,
+    [{}, {"guidance": 0.5}, {"steps": 4, "ahead": 2}, {"accept": "prefix"}, {"steps": 2, "votes": 2}], ids=str,
 )  # fmt: skip
 def test_neighbours_do_not_change_a_text(coarse: Path, given: dict[str, Any]) -> None:
     model, lengths, languages, guide = load(coarse, threads=1), [160, 24, 41], [0, -1, 3], Guide(context="the cat")

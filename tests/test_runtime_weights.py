@@ -4,6 +4,7 @@ import json
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from diffasr.errors import ModelError, OptionError
 from diffasr.loading import load
 from diffasr.model import checkpoint
 from diffasr.model.stored import quantise
+from diffasr.runtime.network import RuntimeNetwork
 from diffasr.runtime.weights import Weights
 from diffasr.train.letters import build
 
@@ -159,6 +161,44 @@ def test_of_a_checkpoint_all_is_loaded_that_belongs_to_it(tmp_path: Path) -> Non
     for name, value in known.state().items():
         assert found.letters.state()[name].dtype == value.dtype
         assert np.array_equal(found.letters.state()[name], value)
+
+
+def give_drafter(folder: Path, layers: int) -> None:
+    """Make of a checkpoint what it was when there were drafters, small copies of the decoder's last layers."""
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    fields["decoder"]["draft"] = layers
+    (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    weights = load_file(folder / "model.safetensors")
+    names = [
+        name for name in weights if layers and name.startswith("decoder.layers.1.") and ".encoder_attn.k" not in name
+    ]
+    copies = {name.replace("layers.1", "drafter.layers.0"): weights[name].clone() for name in names}
+    more = {"decoder.drafter.before.weight": random(32, 32)} if layers else {}
+    save_file(weights | copies | more, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_what_a_checkpoint_has_of_a_drafter_is_ignored(tmp_path: Path, precision: Any, layers: int) -> None:
+    new, old, again = (tmp_path / name for name in ("new", "old", "again"))
+    for folder in (new, old):
+        checkpoint.save(folder, unseeing(), precision=precision)
+    give_drafter(old, layers)
+    plain, found = (checkpoint.load(folder, precision="float32") for folder in (new, old))
+    assert found.config == plain.config == load(old).config
+    assert found.network.state_dict().keys() == plain.network.state_dict().keys()
+    assert all(
+        torch.equal(value, plain.network.state_dict()[name]) for name, value in found.network.state_dict().items()
+    )
+    said = []
+    for network in (load(folder).network for folder in (new, old)):
+        assert isinstance(network, RuntimeNetwork)
+        cache = network.prefill(network.heard([np.ones((40, 32), np.float32)]), [0])
+        said.append(network.denoise(torch.arange(8)[None], cache, lengths=torch.tensor([8])))
+    assert torch.equal(*said)
+    checkpoint.save(again, found)
+    assert load_file(again / "model.safetensors").keys() == plain.network.state_dict().keys()
+    assert "draft" not in json.loads((again / "config.json").read_text(encoding="utf-8"))["decoder"]
 
 
 def test_a_tokenizer_of_another_size_is_told(tmp_path: Path) -> None:

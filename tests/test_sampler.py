@@ -219,7 +219,7 @@ def test_no_option_is_forgotten() -> None:
     elsewhere |= {"caution", "beam", "letter_weight", "letter_bonus"}  # test_comparisons.py
     elsewhere |= {"threshold", "position_bias"}  # test_acceptance.py
     elsewhere |= {"guidance", "merge", "alternatives"}  # test_asking.py, test_ballots.py
-    elsewhere |= {"draft"}  # test_drafter.py
+    elsewhere |= {"ahead"}  # test_looking_ahead.py
     assert {f.name for f in fields(SamplingOptions)} == CHANGES.keys() | elsewhere
 
 

@@ -109,8 +109,8 @@ def test_texts_that_grow_are_read_a_token_at_a_time() -> None:
     assert likeliest == [[1, 2], [2, 3], [3, 4]]
 
 
-def test_it_has_no_drafter() -> None:
+def test_single_places_can_t_be_asked_about() -> None:
     read = reader()
-    assert not read.drafts
-    with pytest.raises(OptionError, match="set draft to 0"):
+    assert not read.looks_ahead
+    with pytest.raises(OptionError, match="no single places: set ahead to 0"):
         read.ahead(0, 1, [2])

@@ -5,7 +5,6 @@ python recipes/mini/prepare.py decode MANIFEST --out work/wav/NAME [--workers 16
 python recipes/mini/prepare.py features MANIFEST --init work/init --out work/features/NAME [--padded]
 python recipes/mini/prepare.py blend runs/mini/model --init work/init --encoder 0.6 --decoder 0.75 --out runs/mini-blend
 python recipes/mini/prepare.py deepen runs/mini-blend --layers 4 --out runs/mini-deep
-python recipes/mini/prepare.py drafter runs/mini-denoiser/model --layers 2 --out work/drafter
 python recipes/mini/prepare.py letters --shared ../shared --out work/letters.safetensors
 python recipes/mini/prepare.py export runs/mini/model --letters work/letters.safetensors --out src/diffasr/assets/mini
 """
@@ -150,18 +149,6 @@ def deepen(model: Path, out: Path, *, layers: int) -> None:
     print(f"{out}: {len(missing)} new tensors")
 
 
-def drafter(model: Path, out: Path, *, layers: int) -> None:
-    """Give the decoder a drafter of so many layers, which begins as a copy of the last ones."""
-    found = checkpoint.load(model, precision="float32")
-    config = replace(found.config, decoder=replace(found.config.decoder, draft=layers))
-    grown = checkpoint.build(config, found.tokenizer)
-    grown.load_state_dict(found.network.state_dict(), strict=False)
-    made = grown.decoder.drafter
-    made.imitate_(grown.decoder)
-    checkpoint.save(out, replace(found, network=grown, config=config))
-    print(f"{out}: {sum(p.numel() for p in made.parameters()) / 1e6:.1f} M parameters more")
-
-
 def export(model: Path, out: Path, *, grams: Path | None, bare: bool) -> None:
     """Write the shipped form: int8, with the model of letters and what goes with it. ``bare``: with the conditioning
     block at zero, as before training, and later places out of sight: CTC and the decoder then write a canvas together
@@ -200,15 +187,14 @@ def main() -> None:
     mixed.add_argument("--init", type=Path, required=True)
     mixed.add_argument("--encoder", type=float, default=0.6)
     mixed.add_argument("--decoder", type=float, default=0.75)
-    taller, ahead = commands.add_parser("deepen"), commands.add_parser("drafter")
-    for command in (taller, ahead):
-        command.add_argument("model", type=Path)
-        command.add_argument("--layers", type=int, required=True)
+    taller = commands.add_parser("deepen")
+    taller.add_argument("model", type=Path)
+    taller.add_argument("--layers", type=int, required=True)
     third = commands.add_parser("export")
     third.add_argument("model", type=Path)
     third.add_argument("--letters", type=Path, help="what the command letters wrote; without it none is shipped")
     third.add_argument("--bare", action="store_true", help="conditioning set to zero: see docs/log.md")
-    for command in (first, grams, again, second, mixed, taller, ahead, third):
+    for command in (first, grams, again, second, mixed, taller, third):
         command.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     jobs = {
@@ -218,7 +204,6 @@ def main() -> None:
         "features": lambda: features(args.manifest, args.init, args.out, padded=args.padded, threads=args.threads),
         "blend": lambda: blend(args.model, args.init, args.out, encoder=args.encoder, decoder=args.decoder),
         "deepen": lambda: deepen(args.model, args.out, layers=args.layers),
-        "drafter": lambda: drafter(args.model, args.out, layers=args.layers),
         "export": lambda: export(args.model, args.out, grams=args.letters, bare=args.bare),
     }
     jobs[args.command]()

@@ -20,7 +20,7 @@ from diffasr.confidence import judged
 from diffasr.decodable import Heard, decodable
 from diffasr.diffusion import ctc, together, vote
 from diffasr.diffusion.joint import Ahead, Joint
-from diffasr.diffusion.options import SamplingOptions
+from diffasr.diffusion.options import AHEAD, SamplingOptions
 from diffasr.errors import OptionError
 from diffasr.hotwords import Favouring, Hotwords
 from diffasr.model.loaded import Model
@@ -228,13 +228,11 @@ def _together(model: Model, cache: Heard, canvases: Canvases, options: SamplingO
     reader: Reader = decodable(model.network).reader(
         cache, canvases.lengths, weights, end=model.tokenizer.end, shows_beliefs=options.self_conditioning
     )
-    if options.draft and not reader.drafts:
-        raise OptionError(
-            f"draft={options.draft} needs a drafter, and a CPU: {model.config.name} has none here, leave it 0"
-        )
+    if options.ahead and not reader.looks_ahead:
+        raise OptionError(f"ahead={options.ahead}: {model.config.name} is read in whole canvases here, leave it out")
     if any(path.favoured for path in paths):
         reader = Favouring(reader, paths, model.tokenizer)
-    most = options.drafted if reader.drafts else 0
+    most = (AHEAD if options.ahead is None else options.ahead) if reader.looks_ahead else 0
 
     def told(row: int, place: int, tokens: Sequence[int], own: int) -> Opinion:
         return reader.ahead(row, place, tokens).opinion(own)
@@ -243,10 +241,11 @@ def _together(model: Model, cache: Heard, canvases: Canvases, options: SamplingO
         ahead = Ahead(most=most, told=partial(told, row)) if most and not paths[row].favoured else None
         return joint.rewritten(tokens, places, ahead)
 
-    writers = [partial(rewritten, row, joint) for row, joint in enumerate(joint_rows(model, cache, options))]
+    joints = enumerate(joint_rows(model, cache, options))
+
     yield from together.write(
         reader,
-        writers,
+        [together.Writer(partial(rewritten, row, joint), joint.worth) for row, joint in joints],
         [_seeded(model, *row, options.seed_noise) for row in zip(paths, canvases.lengths, canvases.seeds, strict=True)],
         canvases.lengths,
         steps=options.steps,

@@ -187,9 +187,9 @@ class Favouring:
         return [p.raised(text[n], path.favour) if n in held else p for n, p in enumerate(places)]
 
     @property
-    def drafts(self) -> bool:
+    def looks_ahead(self) -> bool:
         """See ``places.Reader``."""
-        return self._reader.drafts
+        return self._reader.looks_ahead
 
     def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Place:
         """See ``places.Reader``."""

@@ -70,11 +70,11 @@ class Reader(Protocol):
         ...
 
     @property
-    def drafts(self) -> bool:
-        """Whether ``ahead`` can be asked."""
+    def looks_ahead(self) -> bool:
+        """Whether ``ahead`` can be asked: where a place costs far less than a text."""
         ...
 
     def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Place:
-        """What a drafter expects behind the first ``place`` tokens of the text that a row read last, and ``tokens``, at
+        """What would be written behind the first ``place`` tokens of the text that a row read last, and ``tokens``, at
         least one, which follow there instead of the text's own."""
         ...

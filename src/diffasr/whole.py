@@ -39,12 +39,12 @@ class Whole:
         self._rows = list(range(len(lengths)))
         self._previous: Tensor | None = None
 
-    drafts = False
-    """It has no drafter: see ``places.Reader``."""
+    looks_ahead = False
+    """See ``places.Reader``: a place costs as much as a canvas here."""
 
     def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Place:
         """See ``places.Reader``."""
-        raise OptionError("whole canvases are read here, without a drafter: set draft to 0")
+        raise OptionError("whole canvases are read here, no single places: set ahead to 0")
 
     def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
         """See ``places.Reader``."""

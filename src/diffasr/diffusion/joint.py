@@ -11,7 +11,8 @@ text gains or loses with CTC.
 
 The first change of a step is right given all before it. Those behind it were asked for before that change was known, so
 they are made only where the model is sure, some places away from the change before, and where CTC does not object.
-Where there is a drafter, it says what follows right behind a change. The next step looks at everything again.
+Where a place can be asked about by itself, what follows right behind a change is asked at once, token by token, until
+it is what stands there. The next step looks at everything again.
 """
 
 import math
@@ -25,9 +26,9 @@ from diffasr.text import Spelling
 
 CALM = 1
 """Places behind a change that are left as they are for a step."""
-GUARD, DRAFTED_GUARD = 5.0, 12.0
-"""Nats that the whole text may lose with CTC for a change that is not the first; and where a drafter goes on from it,
-for CTC then sees no more than the half of a word that is being changed."""
+GUARD, AHEAD_GUARD = 5.0, 12.0
+"""Nats that the whole text may lose with CTC for a change that is not the first; and where what follows is asked at
+once, for CTC then sees no more than the half of a word that is being changed."""
 REACH = 8
 """Places among which the rest of the text may go on."""
 FAR = 2.5
@@ -56,10 +57,10 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class Ahead:
-    """What a drafter says of places that nobody has read yet."""
+    """What is said of places right behind a change, when they are asked about."""
 
     most: int
-    """Tokens behind which it is asked, at most."""
+    """Tokens behind which that is done, at most."""
     told: Callable[[int, Sequence[int], int], Opinion]
     """Of the place behind the first so many tokens of the text and some new ones; the last: what stands there."""
 
@@ -156,7 +157,7 @@ class Joint:
             if told is not None:
                 chosen = self._best(page.text, own, told, is_first=not page.changes)
             if told is not None and chosen != own:
-                guard = GUARD if ahead is None else DRAFTED_GUARD
+                guard = GUARD if ahead is None else AHEAD_GUARD
                 consent = self._consent(told, chosen, guard, is_known=known is not None, is_first=not page.changes)
                 resumed = self._resumed(page.text, chosen, after[place : stop + 1], consent)
                 chosen, found = (own, 1) if resumed is None else (chosen, resumed)  # None: CTC objects
@@ -172,13 +173,18 @@ class Joint:
             page.write(chosen, names[chosen], found, is_kept=is_kept, is_new=chosen != own)
         return page.done
 
+    def worth(self, tokens: Sequence[int], places: Sequence[Place]) -> float:
+        """What both find of a text that was read, (U,) tokens and (U + 1,) places: the sum that its steps look for."""
+        said = sum(place.of(token) for place, token in zip(places, [*tokens, self.end], strict=True))
+        return said + self.weight * self.forwards.whole("".join(self.spelling.names[token] for token in tokens))
+
     def next(self, tokens: Sequence[int], place: Place) -> int:
         """The token behind ``tokens``, of those that are likeliest there: one place alone."""
         text = "".join(self.spelling.names[token] for token in tokens)
         return self._best(text, place.tokens[0], place.opinion(place.tokens[0]), is_first=True)
 
     def _told(self, page: _Page, own: int, opinions: Sequence[Opinion], ahead: Ahead | None) -> Opinion | None:
-        """What is said of the place that is next: behind a change by the drafter, a little further by nobody."""
+        """What is said of the place that is next: behind a change it is asked, a little further there is nothing."""
         if ahead is not None and 0 < len(page.run) <= ahead.most:
             return ahead.told(page.begun, page.run, own)
         return None if page.calm and own != self.end else opinions[page.place]

@@ -5,10 +5,8 @@ from typing import Literal
 
 from diffasr.errors import OptionError
 
-MOST_DRAFTED = 8
-"""Tokens that a drafter, who learned to write two, can be asked to go on for."""
-FEW_STEPS = 8
-"""So many steps make a drafter worth its price."""
+AHEAD, MOST_AHEAD = 8, 16
+"""Tokens behind a change that are asked for by themselves, where nothing else is said; and the most that can be."""
 _CHOICES = {
     "start": ("ctc", "sample", "noise"),
     "accept": ("auto", "joint", "prefix", "entropy", "threshold", "all"),
@@ -60,10 +58,9 @@ class SamplingOptions:
     others in proportion to their distance from its start."""
     confidence: float = 0.1
     """With ``joint``: how likely a token must be to change a place behind the first change of a step."""
-    draft: int | None = None
-    """With ``joint``, on a CPU, where the checkpoint has a drafter: tokens behind which it goes on, in a step, where a
-    change was made; 0: it is not asked. None: 2 where there are at most eight steps, else 0: with more, the next step
-    tells as well and as soon."""
+    ahead: int | None = None
+    """With ``joint``, on a CPU without torch: so many tokens behind a change are asked for in the same step, one by
+    one, until they are those that stand there; 0: they are left to the next step. None: 8 where it can be done."""
     stop_entropy: float = 0.005
     """A row is done when its text did not change in a step and its mean entropy is under this, in nats; with
     ``prefix`` and ``joint``, when the step changed nothing and is not the first."""
@@ -103,18 +100,13 @@ class SamplingOptions:
         for name, least in (("steps", 1), ("votes", 1), ("beam", 0)):
             if getattr(self, name) < least:
                 raise OptionError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.draft is not None and not 0 <= self.draft <= MOST_DRAFTED:
-            raise OptionError(f"draft must be from 0 to {MOST_DRAFTED}, got {self.draft}")
+        if self.ahead is not None and not 0 <= self.ahead <= MOST_AHEAD:
+            raise OptionError(f"ahead must be from 0 to {MOST_AHEAD}, got {self.ahead}")
         if not 0 <= self.alternatives <= self.votes:
             raise OptionError(
                 f"alternatives are texts of the votes: ask for 0 to {self.votes} of them or for more votes, "
                 f"got {self.alternatives}"
             )
-
-    @property
-    def drafted(self) -> int:
-        """``draft``, or what it is where nothing is asked for."""
-        return 2 * (self.steps <= FEW_STEPS) if self.draft is None else self.draft
 
     def temperature_at(self, step: int) -> float:
         """Linear from the first to the last of ``steps``; a single step uses the final one."""

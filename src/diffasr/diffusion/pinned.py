@@ -135,7 +135,7 @@ class Sheet:
                 self.pieces = [Piece(tuple(token for token, _ in run), is_kept) for is_kept, run in runs]
             return self.tokens()
 
-        return renew
+        return Writer(renew)
 
     def _changed(self, place: int, new: int) -> list[Piece]:
         """The pieces with a token put at a place of a free one.

@@ -1,25 +1,32 @@
 """From CTC's text to a better one: CTC and the denoiser write a canvas together a few times, and each draft is handed
 out as it comes.
 
-A row is done when a step has changed nothing, the first step excepted; nobody is asked about it again.
+A row is done when a step has changed nothing, the first step excepted; nobody is asked about it again. What a step
+changed is known to be good only when the next has read it. So what is written from a text that turned out clearly worse
+than one before it is gone on with, but as long as nothing better comes of it, the draft is that one.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffasr.places import Place, Reader, unread
 
+LEEWAY = 5.0
+"""Nats by which a text may be worth less than the best one for what is written from it to be the draft."""
 
-class Writer(Protocol):
+
+@dataclass(frozen=True)
+class Writer:
     """What writes one row anew in each step."""
 
-    def __call__(self, tokens: Sequence[int], places: Sequence[Place]) -> list[int]:
-        """The text after a step from the one before, (U,), and what is said of it, (U + 1,)."""
-        ...
+    rewritten: Callable[[Sequence[int], Sequence[Place]], list[int]]
+    """The text after a step from the one before, (U,), and what is said of it, (U + 1,)."""
+    worth: Callable[[Sequence[int], Sequence[Place]], float] | None = None
+    """From the same two what the text before is worth, in nats. Without it the last text is always the draft."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +43,37 @@ class Draft:
     """(B,) rows that will not change any more."""
 
 
+@dataclass(kw_only=True)
+class _Row:
+    """One text, and the best that it has been."""
+
+    text: list[int]
+    size: int
+    """Tokens that it has room for, the end included."""
+    is_finished: bool = False
+    best: list[int] = field(default_factory=list)
+    worth: float = -inf
+    """Of ``best``."""
+    sure: list[float] = field(default_factory=list)
+    """(size,) log-probabilities of ``best`` and the ends behind it."""
+
+    def drawn(self, writer: Writer, places: Sequence[Place], end: int) -> tuple[list[int], list[float]]:
+        """Write the text anew. Returns the draft, and the log-probability of each place of its canvas."""
+        seen, nothing = self.text, unread(end)
+        if len(seen) == self.size:  # a full canvas has no place behind its text
+            places = [*places[: self.size], nothing]
+
+        def scores(text: Sequence[int]) -> list[float]:
+            whole = [*text, *[end] * (self.size - len(text))]
+            return [(places[n] if n < len(places) else nothing).of(token) for n, token in enumerate(whole)]
+
+        self.text = writer.rewritten(seen, places)[: self.size]
+        now = -inf if writer.worth is None else writer.worth(seen, places)
+        if now > self.worth:
+            self.best, self.worth, self.sure = seen, now, scores(seen)
+        return (self.best, self.sure) if now < self.worth - LEEWAY else (self.text, scores(self.text))
+
+
 def write(
     reader: Reader,
     writers: Sequence[Writer],
@@ -49,25 +87,19 @@ def write(
 
     sizes: (B,) tokens that each row has room for, the end included.
     """
-    now = [list(text[:size]) for text, size in zip(texts, sizes, strict=True)]
+    rows = [_Row(text=list(text[:size]), size=size) for text, size in zip(texts, sizes, strict=True)]
     width = max(sizes, default=0)
-    scores = np.zeros((len(now), width), np.float32)
-    finished = np.zeros(len(now), np.bool_)
-    nothing = unread(end)
+    tokens = np.full((len(rows), width), end, np.int64)
+    scores = np.zeros((len(rows), width), np.float32)
     for step in range(1, steps + 1):
-        going = np.flatnonzero(~finished).tolist()
-        for row, places in zip(going, reader.read([(row, now[row]) for row in going]), strict=True):
-            size, seen = sizes[row], now[row]
-            if len(seen) == size:  # a full canvas has no place behind its text
-                places = [*places[:size], nothing]  # noqa: PLW2901
-            now[row] = writers[row](seen, places)[:size]
-            whole = [*now[row], *[end] * (size - len(now[row]))]
-            known = len(places) - 1 + (len(seen) < size)  # places that were read
-            scores[row, :size] = [(places[n] if n < known else nothing).of(token) for n, token in enumerate(whole)]
-            finished[row] = step > 1 and now[row] == seen
-        tokens = np.full((len(now), width), end, np.int64)
-        for row, text in enumerate(now):
-            tokens[row, : len(text)] = text
-        yield Draft(step=step, tokens=tokens, log_probability=scores.copy(), finished=finished.copy())
+        going = [number for number, row in enumerate(rows) if not row.is_finished]
+        for number, places in zip(going, reader.read([(n, rows[n].text) for n in going]), strict=True):
+            row, before = rows[number], rows[number].text
+            draft, sure = row.drawn(writers[number], places, end)
+            row.is_finished = step > 1 and row.text == before
+            tokens[number] = [*draft, *[end] * (width - len(draft))]
+            scores[number, : row.size] = sure
+        finished = np.array([row.is_finished for row in rows], np.bool_)
+        yield Draft(step=step, tokens=tokens.copy(), log_probability=scores.copy(), finished=finished)
         if finished.all():
             return

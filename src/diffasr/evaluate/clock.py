@@ -20,7 +20,7 @@ class Times:
     """What some decoding cost."""
 
     seconds: dict[str, float]
-    """By stage: features, encoder, prefill, denoise, draft, ctc, ar, and text for what is left (sampler, tokenizer)."""
+    """By stage: features, encoder, prefill, denoise, ahead, ctc, ar, and text for what is left (sampler, tokenizer)."""
     calls: dict[str, int]
     """Network calls by stage; of ``denoise`` these are the steps that were run."""
 
@@ -58,7 +58,7 @@ class Clock:
             return self._network.denoise(*canvas, **known)
 
     def reader(self, *known: Any, **more: Any) -> "_Timed":
-        """See Decodable; each call of its ``read`` counted as denoise, of ``ahead`` as draft."""
+        """See Decodable; each call of its ``read`` counted as denoise, of ``ahead`` as ahead."""
         return _Timed(self._network.reader(*known, **more), self._call)
 
     def ctc_rows(self, speech: Any) -> list[Floats]:
@@ -116,9 +116,9 @@ class _Timed:
             return self._reader.read(texts)
 
     @property
-    def drafts(self) -> bool:
-        return self._reader.drafts
+    def looks_ahead(self) -> bool:
+        return self._reader.looks_ahead
 
     def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Place:
-        with self._call("draft"):
+        with self._call("ahead"):
             return self._reader.ahead(row, place, tokens)

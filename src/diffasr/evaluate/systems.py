@@ -166,7 +166,7 @@ def combinations(vary: Sequence[tuple[str, Sequence[str]]]) -> list[dict[str, An
 
 
 def _value(name: str, text: str) -> Any:
-    default = (0 if name == "draft" else 0.0) if _VARIED[name] is None else _VARIED[name]
+    default = (0 if name == "ahead" else 0.0) if _VARIED[name] is None else _VARIED[name]
     kind: type = type(default)
     try:
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)

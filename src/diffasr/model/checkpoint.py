@@ -23,7 +23,6 @@ from diffasr.errors import ModelError, OptionError
 from diffasr.letters import NAMES, Letters
 from diffasr.model import hub
 from diffasr.model.config import DecoderConfig, EncoderConfig, ModelConfig, ProjectorConfig
-from diffasr.model.drafter import Drafter
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.loaded import Model, Precision
 from diffasr.model.placement import Target, cards
@@ -36,6 +35,8 @@ FILES = hub.FILES
 find = hub.find
 PROJECTOR = ProjectorConfig(hidden=768, strides=1, steady=1, layers=2, letters=2)
 """What a Whisper is given to become ours: 25 audio tokens a second, and CTC labels of two letters."""
+_GONE = "decoder.drafter."
+"""What a checkpoint of late November 2026 may have, and nobody asks any more."""
 
 
 def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
@@ -53,7 +54,6 @@ def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
         vocabulary=text.vocabulary, width=text.width, heads=text.heads, layers=text.layers, hidden=text.hidden,
         positions=text.positions,
     )  # fmt: skip
-    decoder.drafter = Drafter(text.width, text.heads, text.draft, text.hidden) if text.draft else None
     prefixes = torch.tensor([tokenizer.prefix(code) for code in LANGUAGES])
     return WhisperNetwork(encoder, projector, decoder, prefixes, torch.tensor(tokenizer.alphabet))
 
@@ -122,7 +122,8 @@ def load(
     network.alphabet = torch.tensor(tokenizer.alphabet)
     stored = Stored(folder / "model.safetensors")
     letters = Letters.from_state({name: stored.pop(name).numpy() for name in NAMES if name in stored.names})
-    fit(network, floats(stored), source=str(folder))
+    weights = {name: value for name, value in floats(stored).items() if not name.startswith(_GONE)}
+    fit(network, weights, source=str(folder))
     network.to(device=place, dtype=target.dtype)
     _give_back()
     return Model(network=network.eval().requires_grad_(False), tokenizer=tokenizer, config=config, letters=letters)
@@ -199,7 +200,7 @@ def _is_large(name: str, value: Tensor) -> bool:
     """Whether it is worth storing in int8: all that runs in int8 but what is small."""
     if value.ndim == 3:
         return name.startswith(("encoder.conv2.", "projector.convs."))
-    named = ".layers." in name or name == "decoder.embed_tokens.weight" or name.startswith("decoder.drafter.")
+    named = ".layers." in name or name == "decoder.embed_tokens.weight"
     return named and value.ndim == 2
 
 

@@ -70,14 +70,6 @@ class DecoderConfig:
     layers: int
     hidden: int
     positions: int = 448
-    draft: int = 0
-    """Layers of the drafter (``model.drafter``), 0 for none; at most ``layers``."""
-
-    def __post_init__(self) -> None:
-        if type(self.draft) is type(self.layers) is int and self.draft > self.layers:
-            raise ModelError(
-                f"a drafter of {self.draft} layers can't imitate the last ones of {self.layers}: give it fewer"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +139,7 @@ class ModelConfig:
                 name=fields["name"],
                 encoder=_read(EncoderConfig, fields["encoder"]),
                 projector=_read(ProjectorConfig, fields["projector"]),
-                decoder=_read(kind, fields["decoder"]),
+                decoder=_read(kind, {name: value for name, value in fields["decoder"].items() if name not in _GONE}),
                 calibration=_read_calibration(fields.get("calibration")),
                 decoding=_read_decoding(fields.get("decoding")),
             )
@@ -157,7 +149,9 @@ class ModelConfig:
             raise ModelError(f"config.json lacks {error}: it is not of a diffasr model") from error
 
 
-_MAY_BE_NONE = {(ProjectorConfig, name) for name in ("steady", "layers", "letters")} | {(DecoderConfig, "draft")}
+_MAY_BE_NONE = {(ProjectorConfig, name) for name in ("steady", "layers", "letters")}
+_GONE = ("draft",)
+"""Layers of a drafter, which a checkpoint of late November 2026 may have: nobody asks it any more."""
 _DECODERS: dict[str, type[DecoderConfig | GemmaConfig]] = {"whisper": DecoderConfig, "gemma": GemmaConfig}
 
 

@@ -124,8 +124,6 @@ def summary(model: Model) -> str:
             "conditioning": network.decoder.conditioning,
             "decoder layers": network.decoder.layers,
         }
-        if network.decoder.drafter is not None:
-            parts["drafter"] = network.decoder.drafter
         lines += [f"  {name:18} {_parameters(part):>12,}" for name, part in parts.items()]
     lines.append(f"  {'all':18} {_parameters(network):>12,} parameters, norms and positions included")
     lines.append(f"  {model.tokenizer.size:,} tokens, languages {', '.join(LANGUAGES)}")

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffasr.model.config import HANDICAP, HEARD, PACE, SURE
-from diffasr.model.drafter import Drafter
 from diffasr.model.encoder import WhisperEncoder
 from diffasr.model.layers import Block, KeysValues, Past, key_mask, table
 from diffasr.model.memory import Memory, chosen, silent
@@ -78,7 +77,6 @@ class WhisperDecoder(nn.Module):
         self.conditioning = Conditioning(width)
         self.future = nn.Parameter(torch.zeros(layers, heads))
         self.heads = heads
-        self.drafter: Drafter | None = None
 
     def listen(self, frames: Tensor) -> list[KeysValues]:
         """Keys and values of (B, T, S) frames, a pair a layer: all that the decoder ever needs of them."""
@@ -96,19 +94,6 @@ class WhisperDecoder(nn.Module):
         for block, keys_values, mask in zip(self.layers, speech, views, strict=True):
             x = block(x, mask, (keys_values, speech_mask), causal=lengths is None)
         return self.layer_norm(x)
-
-    def traced(self, x: Tensor, memory: Memory, last: int) -> tuple[Tensor, list[KeysValues], Tensor]:
-        """Causal, as ``forward`` without lengths: what the first layer reads, keys and values of the ``last`` layers,
-        and the hidden states."""
-        speech, mask = memory
-        x = seen = x + self.embed_positions.weight[: x.shape[1]]
-        kept = []
-        for block, keys_values in zip(cast("list[Block]", list(self.layers)), speech, strict=True):
-            past = Past()
-            sight = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-            x = block(x, sight, (keys_values, mask), past=past)
-            kept.append(cast("KeysValues", past.keys_values))
-        return seen, kept[-last:], self.layer_norm(x)
 
     def go_on(self, x: Tensor, memory: Memory, past: list[Past]) -> Tensor:
         """Causal, as ``forward`` without lengths, but (B, U, D) are read behind ``past``, which grows: (B, U, D)."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from onnx import TensorProto
 
-from diffasr.model.config import HEAD_WIDTH, LOUD, DecoderConfig, ModelConfig
+from diffasr.model.config import HEAD_WIDTH, DecoderConfig, ModelConfig
 from diffasr.places import FEW
 from diffasr.runtime.graph import Graph
 
@@ -62,21 +62,6 @@ def decoder(graph: Graph, config: ModelConfig) -> None:
     for number in range(text.layers):
         x = _reading(graph, x, f"decoder.layers.{number}", number, text, sight)
     graph.output("hidden", graph.norm(x, "decoder.layer_norm"))
-
-
-def drafter(graph: Graph, config: ModelConfig) -> None:
-    """The same of the drafter: ``hidden`` (n, D) of the place before, and embeddings ``x`` of what was written there.
-
-    Its layers have numbers from 0, its speech that of the decoder's last layers.
-    """
-    text = _decoder(config)
-    seen, x = graph.input("seen", ["n", text.width]), graph.input("x", ["n", text.width])
-    sight = graph.input("sight", [1, 1, "n", "P+n"])
-    quiet = graph.op("Div", seen, graph.constant(LOUD))
-    x = graph.op("Add", graph.linear(quiet, "decoder.drafter.before"), graph.linear(x, "decoder.drafter.token"))
-    for number in range(text.draft):
-        x = _reading(graph, x, f"decoder.drafter.layers.{number}", number, text, sight)
-    graph.output("hidden", graph.norm(x, "decoder.drafter.layer_norm"))
 
 
 def head(graph: Graph, config: ModelConfig) -> None:

@@ -118,10 +118,8 @@ class RuntimeNetwork:
         self.decoder = Decoder(
             session(graphs.decoder),
             session(graphs.head),
-            session(graphs.drafter) if config.decoder.draft else None,
             partial(session, graphs.vocabulary),
             weights,
-            config.decoder,
         )
         self.hands = min(HANDS, threads)
         self.end = tokenizer.end

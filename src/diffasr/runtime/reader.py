@@ -13,7 +13,6 @@ import numpy as np
 import onnxruntime
 
 from diffasr.decodable import Floats
-from diffasr.model.config import DecoderConfig
 from diffasr.places import Place
 from diffasr.runtime.weights import Weights
 
@@ -41,13 +40,13 @@ def silent(speech: dict[str, Floats]) -> dict[str, Floats]:
 
 
 @dataclass
-class _Draft:
-    """Where the drafter was asked last."""
+class _Branch:
+    """Where a text was left last, and what was read there instead."""
 
     start: int
     tokens: list[int]
     rows: list[Row]
-    """Its own past and hidden state, for each of the readings that are weighed together."""
+    """For each of the readings that are weighed together."""
 
 
 class Decoder:
@@ -57,22 +56,19 @@ class Decoder:
         self,
         decoder: onnxruntime.InferenceSession,
         head: onnxruntime.InferenceSession,
-        drafter: onnxruntime.InferenceSession | None,
         vocabulary: Callable[[], onnxruntime.InferenceSession],
         weights: Weights,
-        config: DecoderConfig,
     ) -> None:
         """vocabulary: makes the graph of all logits, which is needed by few."""
-        self.drafter, self.draft, self.vocabulary = drafter, config.draft, config.vocabulary
         self._make_all = vocabulary
         self._all: onnxruntime.InferenceSession | None = None
-        self._decoder, self._head, self._layers = decoder, head, config.layers
-        self._names = {graph: [out.name for out in graph.get_outputs()] for graph in (decoder, drafter) if graph}
+        self._decoder, self._head = decoder, head
+        self._names = [out.name for out in decoder.get_outputs()]
         self._table = weights.view("decoder.embed_tokens.weight")  # (V, D), read row by row out of the file
         name = "decoder.embed_tokens.weight.scale"
         self._scale = weights.floats(name) if name in weights else np.ones(len(self._table), np.float32)
         self._places = weights.floats("decoder.embed_positions.weight")
-        self.size = len(self._places)
+        self.vocabulary, self.size = len(self._table), len(self._places)
 
     def embedded(self, tokens: Sequence[int]) -> Floats:
         """(n, D) of tokens, without their places."""
@@ -85,8 +81,8 @@ class Decoder:
         known = _alike(row.seen, tokens)
         new = list(tokens[known:])
         if new:
-            before = {name: part[:known] for name, part in row.past.items()} or self._nothing(self._decoder)
-            hidden, row.past = self._run(self._decoder, new, known, before, row.speech)
+            before = {name: part[:known] for name, part in row.past.items()} or self._nothing()
+            hidden, row.past = self._run(new, known, before, row.speech)
             row.hidden = np.concatenate((row.hidden[:known], hidden)) if known else hidden
         else:
             row.past = {name: part[:known] for name, part in row.past.items()}
@@ -95,40 +91,29 @@ class Decoder:
         return known
 
     def opened(self, row: Row, start: int) -> Row:
-        """A drafter's row behind the first ``start`` places of a row that was read."""
-        first = self._layers - self.draft
+        """A row that was read, left behind its first ``start`` places."""
+        return Row(row.speech, {name: part[:start] for name, part in row.past.items()}, row.seen[:start])
 
-        def last(parts: dict[str, Floats], kind: str, size: int | None = None) -> dict[str, Floats]:
-            return {f"{kind}.{p}.{n}": parts[f"{kind}.{p}.{n + first}"][:size] for n in range(self.draft) for p in "kv"}
-
-        return Row(last(row.speech, "speech"), last(row.past, "past", start), hidden=row.hidden[start - 1 : start])
-
-    def drafted(self, row: Row, token: int, place: int) -> None:
-        """Let the drafter's ``row`` go on with a token that stands at ``place``."""
-        assert self.drafter
-        row.hidden, row.past = self._run(self.drafter, [token], place, row.past, row.speech, seen=row.hidden)
+    def further(self, row: Row, token: int) -> None:
+        """Read one token more, and forget the hidden states of those before."""
+        row.hidden, row.past = self._run([token], len(row.seen), row.past, row.speech)
+        row.seen.append(token)
 
     def _run(
-        self,
-        graph: onnxruntime.InferenceSession,
-        tokens: Sequence[int],
-        place: int,
-        past: dict[str, Floats],
-        speech: dict[str, Floats],
-        **more: Floats,
+        self, tokens: Sequence[int], place: int, past: dict[str, Floats], speech: dict[str, Floats]
     ) -> tuple[Floats, dict[str, Floats]]:
         """Hidden states (n, D) of tokens from ``place`` on, and the past behind them."""
         size, before = len(tokens), len(next(iter(past.values())))
         sight = np.triu(np.full((size, before + size), _HIDDEN), before + 1)[None, None]
         x = self.embedded(tokens) + self._places[place : place + size]
-        names, feeds = self._names[graph], {"x": x, "sight": sight} | more | past | speech
-        found = dict(zip(names, graph.run(names, feeds), strict=True))
+        feeds = {"x": x, "sight": sight} | past | speech
+        found = dict(zip(self._names, self._decoder.run(self._names, feeds), strict=True))
         grown = {name: np.concatenate((part, found[name.replace("past", "new")])) for name, part in past.items()}
         return found["hidden"], grown
 
-    def _nothing(self, graph: onnxruntime.InferenceSession) -> dict[str, Floats]:
+    def _nothing(self) -> dict[str, Floats]:
         empty = np.zeros((0, self._table.shape[1]), np.float32)
-        return {name.replace("new", "past"): empty for name in self._names[graph] if name.startswith("new")}
+        return {name.replace("new", "past"): empty for name in self._names if name.startswith("new")}
 
     def said(self, hidden: Sequence[Floats], weights: Sequence[float]) -> list[Place]:
         """What is said at n places by readings (n, D), each with its weight."""
@@ -169,7 +154,7 @@ class Reader:
         self._rows = [[Row(s), Row(silent(s))] if weight > 0 else [Row(s)] for s, weight in pairs]
         self._weights = [[1 + weight, -weight] if weight > 0 else [1.0] for weight in guidance]
         self._told: list[list[Place]] = [[] for _ in speech]
-        self._drafts: dict[int, _Draft] = {}
+        self._branches: dict[int, _Branch] = {}
 
     def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
         """See ``places.Reader``."""
@@ -183,31 +168,28 @@ class Reader:
         kept = self._told[number][: first - len(prefix) + 1]
         new = self._decoder.said([row.hidden[first:] for row in rows], self._weights[number])
         self._told[number] = kept + new
-        self._drafts.pop(number, None)
+        self._branches.pop(number, None)
         return self._told[number]
 
     def next(self, number: int, text: Sequence[int]) -> Place:
         """What is said behind a row's text."""
         return self._read(number, text)[-1]
 
-    @property
-    def drafts(self) -> bool:
-        """Whether there is a drafter."""
-        return self._decoder.drafter is not None
-
     def ahead(self, number: int, place: int, tokens: Sequence[int]) -> Place:
-        """What the drafter expects behind the first ``place`` tokens of the text that was read last, and ``tokens``, at
-        least one, which follow there instead of the text's own."""
+        """See ``places.Reader``. The branch that was read last is gone on with where it can be."""
         start, before = len(self._prefixes[number]) + place, list(tokens[:-1])
-        draft = self._drafts.get(number)
-        if draft is None or (draft.start, draft.tokens) != (start, before):
-            draft = _Draft(start, [], [self._decoder.opened(row, start) for row in self._rows[number]])
-        for token in tokens[len(draft.tokens) :]:
-            for row in draft.rows:
-                self._decoder.drafted(row, token, start + len(draft.tokens))
-            draft.tokens.append(token)
-        self._drafts[number] = draft
-        return self._decoder.said([row.hidden for row in draft.rows], self._weights[number])[0]
+        branch = self._branches.get(number)
+        if branch is None or (branch.start, branch.tokens) != (start, before):
+            branch = _Branch(start, [], [self._decoder.opened(row, start) for row in self._rows[number]])
+        for token in tokens[len(branch.tokens) :]:
+            for row in branch.rows:
+                self._decoder.further(row, token)
+            branch.tokens.append(token)
+        self._branches[number] = branch
+        return self._decoder.said([row.hidden for row in branch.rows], self._weights[number])[0]
+
+    looks_ahead = True
+    """See ``places.Reader``."""
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:

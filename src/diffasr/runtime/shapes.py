@@ -46,12 +46,6 @@ def wanted(config: ModelConfig, labels: int) -> Named:
     yield from _blocks("decoder.layers", text.layers, text.width, text.hidden)
     yield from _listening("decoder.layers", text.layers, text.width, ears.width)
     yield from _norm("decoder.layer_norm", text.width)
-    if text.draft:
-        yield from _layer("decoder.drafter.before", text.width, text.width)
-        yield "decoder.drafter.token.weight", (text.width, text.width)
-        yield from _blocks("decoder.drafter.layers", text.draft, text.width, text.hidden)
-        yield from _listening("decoder.drafter.layers", text.draft, text.width, None)
-        yield from _norm("decoder.drafter.layer_norm", text.width)
 
 
 def _layer(name: str, *shape: int) -> Named:
@@ -74,12 +68,11 @@ def _blocks(name: str, count: int, width: int, hidden: int) -> Named:
         yield from _layer(f"{name}.{number}.fc2", width, hidden)
 
 
-def _listening(name: str, count: int, width: int, heard: int | None) -> Named:
-    """heard: of the frames; None where keys and values are another's."""
+def _listening(name: str, count: int, width: int, heard: int) -> Named:
+    """heard: of the frames."""
     for number in range(count):
         yield from _norm(f"{name}.{number}.encoder_attn_layer_norm", width)
         yield from _layer(f"{name}.{number}.encoder_attn.q_proj", width, width)
         yield from _layer(f"{name}.{number}.encoder_attn.out_proj", width, width)
-        if heard is not None:
-            yield f"{name}.{number}.encoder_attn.k_proj.weight", (width, heard)
-            yield from _layer(f"{name}.{number}.encoder_attn.v_proj", width, heard)
+        yield f"{name}.{number}.encoder_attn.k_proj.weight", (width, heard)
+        yield from _layer(f"{name}.{number}.encoder_attn.v_proj", width, heard)

@@ -232,8 +232,6 @@ def _prepare(network: nn.Module, stage: Stage, seed: int) -> Optimiser:
         chosen = [p for name, p in network.named_parameters() if part_of(name) == part]
         if part == "encoder":
             chosen = last_layers(network, stage.encoder_layers)
-        if part == "drafter" and not chosen:
-            raise RecipeError(f"stage {stage.name}: there is no drafter: give the model one (recipes/mini/prepare.py)")
         for parameter in chosen:
             parameter.data = parameter.data.float()  # a step is too small for bfloat16 to see
             parameter.requires_grad_(True)
@@ -262,7 +260,7 @@ def part_of(name: str) -> str:
     first, second = (*name.split("."), "")[:2]
     if first == "decoder":
         part = {"future": "conditioning", "embed_tokens": "embedding"}.get(second, second)
-        return part if part in ("conditioning", "embedding", "drafter") else "decoder"
+        return part if part in ("conditioning", "embedding") else "decoder"
     return first if first in ("encoder", "projector") else "frozen"
 
 

@@ -11,7 +11,7 @@ from diffasr.model.loaded import Precision
 from diffasr.text import LANGUAGES
 from diffasr.train.augment import Augment
 
-PARTS = ("encoder", "projector", "conditioning", "embedding", "decoder", "drafter", "lora")
+PARTS = ("encoder", "projector", "conditioning", "embedding", "decoder", "lora")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,6 @@ class Stage:
     """Weight of the CTC loss."""
     distil: float = 0.0
     """Weight of the distance from the recipe's teacher, with the causal mask on."""
-    draft: float = 0.0
-    """Weight of the drafter's distance from the decoder; see drafting.py."""
     teaches: tuple[str, ...] = ("en", "de", "fr", "es", "zh")
     """Languages in which the teacher is worth listening to."""
     ctc_extra: int = 3072
@@ -62,7 +60,7 @@ class Stage:
     draft_share: float = 0.0
     """Share of the canvases that start from CTC's text instead of the noisy truth."""
     draft_noise: float = 0.3
-    """Most noise on such a draft, and on what the drafter reads: its level is uniform from 0."""
+    """Most noise on such a draft: its level is uniform from 0."""
     hint_drop: float = 0.1
     """Share of the rows that get no hints."""
     audio_drop: float = 0.0
@@ -118,7 +116,7 @@ class Stage:
             raise RecipeError(
                 f"stage {self.name}: clip must be above 0, rates, weight_decay, ctc_extra, blur and hiss 0 or more"
             )
-        weights = (self.diffusion, self.ar, self.ctc, self.distil, self.draft)
+        weights = (self.diffusion, self.ar, self.ctc, self.distil)
         if min(weights) < 0 or not sum(weights):
             raise RecipeError(f"stage {self.name}: loss weights must be 0 or more, and one above 0")
 
@@ -129,8 +127,6 @@ class Stage:
             raise RecipeError(f"stage {self.name}: rates names {sorted(unknown) or 'nothing'}; parts are {PARTS}")
         if "lora" in self.rates and "decoder" in self.rates:
             raise RecipeError(f"stage {self.name}: train the decoder or its lora, not both")
-        if ("drafter" in self.rates) != (self.draft > 0):
-            raise RecipeError(f"stage {self.name}: the loss draft is for rates that have drafter, and they for it")
         if self.scripts and "embedding" not in self.rates:
             raise RecipeError(f"stage {self.name}: scripts is for rates that have embedding")
 

@@ -15,7 +15,6 @@ from diffasr.model.network import Cache, Network, Speech
 from diffasr.text import LANGUAGES, Tokenizer
 from diffasr.train.context import fitted_draft, padded, part, read_row
 from diffasr.train.data import Batch
-from diffasr.train.drafting import draft_loss
 from diffasr.train.stages import Stage
 
 OTHER_DICE = 0x9E3779B9
@@ -49,13 +48,9 @@ def losses(
         logits = network.ctc_logits(speech, labels) + weight
         slots = network.slots(speech)
         out["ctc"] = ctc_loss(logits, slots, places, batch.piece_lengths, blank=0).mean()
-    if not (stage.diffusion or stage.ar or stage.distil or stage.draft):
-        return out
-    cache = network.prefill(speech, batch.languages)
-    if stage.draft > 0:
-        out["draft"] = draft_loss(network, batch, cache, stage.draft_noise, generator)
     if not (stage.diffusion or stage.ar or stage.distil):
         return out
+    cache = network.prefill(speech, batch.languages)
     blurred = batched.blurred(cache.ctc.detach().float(), most=stage.blur, generator=generator)
     paths = batched.heard(blurred, cache.slots, blank=tokenizer.blank, joined=tokenizer.joined)
     # What is done row by row is done on the CPU, with dice of its own: each question to a GPU is a wait for it.
