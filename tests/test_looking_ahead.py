@@ -15,12 +15,13 @@ from test_runtime import END, KNOWN, Caches, Pair, both, caches, heard, said, un
 from torch import Tensor
 
 import diffasr
+from diffasr.ballots import joint_rows
 from diffasr.comparisons import ar_texts, ctc_texts
 from diffasr.decode import Guide, decode
 from diffasr.diffusion import joint, together
 from diffasr.diffusion.options import AHEAD, MOST_AHEAD, SamplingOptions
 from diffasr.errors import OptionError
-from diffasr.hotwords import Hotwords
+from diffasr.hotwords import Favouring, Hotwords
 from diffasr.loading import load
 from diffasr.model import checkpoint
 from diffasr.model.loaded import Model
@@ -190,12 +191,51 @@ def test_so_many_tokens_are_asked_behind_and_they_change_what_a_step_writes(tmp_
     assert found[None] == found[AHEAD]
 
 
-def test_behind_a_text_with_hotwords_nothing_is_asked(tmp_path: Path) -> None:
+def test_where_a_favoured_word_may_stand_again_it_is_favoured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change is made before a favoured word: what stands behind it is asked about as it would be read."""
     model, speech = without_torch(tmp_path, spelling_model(sharpness=0.3))
-    for part, language, word in zip(view(model).parts(speech), LANGUAGES, ctc_texts(model, speech), strict=True):
-        for hotwords in (None, Hotwords(words=(word,), threshold=5.0)):
-            asked = decoded((model, part), [language], hotwords, steps=2)[1]
-            assert bool(asked) == (hotwords is None)
+    part, word = view(model).parts(speech)[0], ctc_texts(model, speech)[0]
+    hotwords, plain, raised = Hotwords(words=(word,), threshold=5.0), Favouring.raised, list[bool]()
+
+    def noted(self: Favouring, row: int, text: Sequence[int], number: int, place: Place) -> Place:
+        found = plain(self, row, text, number, place)
+        raised.append(found is not place)
+        assert not raised[-1] or found.of(text[number]) > place.of(text[number])
+        return found
+
+    monkeypatch.setattr(Favouring, "raised", noted)
+    asked = decoded((model, part), LANGUAGES[:1], hotwords, steps=2)[1]
+    assert len(asked) == len(raised)
+    assert any(raised)
+    raised.clear()
+    decoded((model, part), LANGUAGES[:1], None, steps=2)
+    assert raised
+    assert not any(raised)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_canvas_that_became_far_worse_is_not_handed_out(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "FEW", VOCABULARY)
+    monkeypatch.setattr(joint, "FAR", math.inf)
+    (model, speech), leeway = without_torch(tmp_path, spelling_model(seed)), together.LEEWAY
+    cache = view(model).prefill(speech, LANGUAGES)
+    joints, reader = joint_rows(model, cache, SamplingOptions()), reader_of(model, cache, [0.0] * len(LANGUAGES))
+
+    def found(margin: float, **options: Any) -> tuple[list[str], list[int], list[float]]:
+        monkeypatch.setattr(together, "LEEWAY", margin)
+        texts = decode(model, speech, LANGUAGES, SamplingOptions(steps=250, **options))
+        read = reader.read([(row, text.tokens) for row, text in enumerate(texts)])
+        worths = [row.worth(text.tokens, places) for row, text, places in zip(joints, texts, read, strict=True)]
+        return [text.text for text in texts], [text.steps for text in texts], worths
+
+    shown, last = found(leeway), found(math.inf)
+    assert shown[0] != last[0]
+    assert shown[1] == last[1]
+    for one, other, mine, end in zip(shown[0], last[0], shown[2], last[2], strict=True):
+        assert one == other or mine > end + leeway
+    assert found(leeway, ahead=0) == found(math.inf, ahead=0), "what is half done is not judged"
 
 
 @pytest.mark.parametrize(("seed", "made"), [(0, spelling_model), (1, spelling_model), (2, reading_model)])

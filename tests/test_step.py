@@ -17,7 +17,7 @@ from diffasr.model.whisper import WhisperNetwork
 from diffasr.text import Tokenizer
 from diffasr.train.data import Batch, FeatureStore, collate, read_items
 from diffasr.train.stages import Stage
-from diffasr.train.step import blank_mel, blank_spans, dropped, hissing, in_silence, losses
+from diffasr.train.step import blank_mel, blank_spans, dropped, in_silence, losses
 
 END = tiny_tokenizer().end
 
@@ -268,17 +268,6 @@ def test_blanking_takes_its_share_of_the_rows_and_its_dice() -> None:
     assert hit == pytest.approx(0.25, abs=0.06)
     assert torch.equal(masked.frames, blank_spans(speech, 0.25, dice()).frames)
     assert not torch.equal(masked.frames, blank_spans(speech, 0.25, dice(1)).frames)
-
-
-def test_hiss_is_loud_by_row_where_the_frames_are_and_by_its_dice() -> None:
-    speech = random_speech([400] * 30)
-    assert hissing(speech, 0.0, dice()) is speech
-    added = hissing(speech, 2.0, dice()).frames - speech.frames
-    amounts = (added / speech.frames.std(1, keepdim=True)).std((1, 2))
-    assert 0 < amounts.min() < 0.5 and 1.5 < amounts.max() < 2.05
-    louder = Speech(frames=10 * speech.frames, lengths=speech.lengths)
-    torch.testing.assert_close(hissing(louder, 2.0, dice()).frames, 10 * (speech.frames + added))
-    assert not torch.equal(hissing(speech, 2.0, dice(1)).frames - speech.frames, added)
 
 
 def test_some_rows_learn_to_write_without_sound_and_without_hints(

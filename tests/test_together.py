@@ -231,9 +231,9 @@ def test_a_text_may_be_worth_a_little_less_than_the_best(worths: list[float], sh
     assert found[-1].finished.all()
 
 
-def test_a_full_canvas_is_weighed_as_it_is() -> None:
-    story = Story([[1, 2, 3, 4], [5, 6, 7, 8], [1, 1]], [0.0, -99.0, -99.0])
-    found = drafts([story.texts[0]], [Writer(story.rewritten, story.worth)], size=4)
-    assert [draft.tokens[0].tolist() for draft in found] == [[5, 6, 7, 8], *[[1, 2, 3, 4]] * 2]
-    read = [cost(0, story.texts[0], place, token) for place, token in enumerate(story.texts[0])]
-    assert found[-1].log_probability[0].tolist() == pytest.approx(read)
+def test_a_text_that_fills_its_canvas_is_handed_out_and_not_compared() -> None:
+    full, short = [1, 2, 3, 4], [5, 6]
+    story = Story([short, [5, 7], full, [7]], [0.0, -99.0, 99.0, -99.0])
+    found = drafts([short], [Writer(story.rewritten, story.worth)], size=4)
+    shown = [draft.tokens[0].tolist() for draft in found]
+    assert shown == [[5, 7, END, END], full, [7, END, END, END], [*short, END, END]]

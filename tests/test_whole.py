@@ -112,5 +112,5 @@ def test_texts_that_grow_are_read_a_token_at_a_time() -> None:
 def test_single_places_can_t_be_asked_about() -> None:
     read = reader()
     assert not read.looks_ahead
-    with pytest.raises(OptionError, match="no single places: set ahead to 0"):
+    with pytest.raises(OptionError, match="no single places: ahead can only be 0"):
         read.ahead(0, 1, [2])

@@ -60,7 +60,7 @@ class Decoded:
     tokens: tuple[int, ...] = ()
     """As the denoiser wrote them, without the end; of several votes those of the first."""
     token_logprobs: tuple[float, ...] = ()
-    """Of each token when it was accepted, in nats."""
+    """Of each token when it was accepted, or when the text was read, in nats."""
     alternatives: tuple[Alternative, ...] = ()
     """See Segment."""
     is_whole: bool = True
@@ -229,23 +229,24 @@ def _together(model: Model, cache: Heard, canvases: Canvases, options: SamplingO
         cache, canvases.lengths, weights, end=model.tokenizer.end, shows_beliefs=options.self_conditioning
     )
     if options.ahead and not reader.looks_ahead:
-        raise OptionError(f"ahead={options.ahead}: {model.config.name} is read in whole canvases here, leave it out")
-    if any(path.favoured for path in paths):
-        reader = Favouring(reader, paths, model.tokenizer)
+        raise OptionError(f"{model.config.name} is read in whole canvases here: ahead={options.ahead} can only be 0")
+    favouring = Favouring(reader, paths, model.tokenizer)
     most = (AHEAD if options.ahead is None else options.ahead) if reader.looks_ahead else 0
 
-    def told(row: int, place: int, tokens: Sequence[int], own: int) -> Opinion:
-        return reader.ahead(row, place, tokens).opinion(own)
+    def told(row: int, text: Sequence[int], place: int, tokens: Sequence[int], again: int) -> Opinion:
+        said = favouring.raised(row, text, again, reader.ahead(row, place, tokens))
+        return said.opinion([*text, model.tokenizer.end][again])
 
     def rewritten(row: int, joint: Joint, tokens: Sequence[int], places: Sequence[Place]) -> list[int]:
-        ahead = Ahead(most=most, told=partial(told, row)) if most and not paths[row].favoured else None
+        ahead = Ahead(most=most, told=partial(told, row, tokens)) if most else None
         return joint.rewritten(tokens, places, ahead)
 
-    joints = enumerate(joint_rows(model, cache, options))
-
     yield from together.write(
-        reader,
-        [together.Writer(partial(rewritten, row, joint), joint.worth) for row, joint in joints],
+        favouring,
+        [
+            together.Writer(partial(rewritten, row, joint), joint.worth if most else None)
+            for row, joint in enumerate(joint_rows(model, cache, options))
+        ],
         [_seeded(model, *row, options.seed_noise) for row in zip(paths, canvases.lengths, canvases.seeds, strict=True)],
         canvases.lengths,
         steps=options.steps,

@@ -6,7 +6,7 @@ heard: such a word takes their place in the canvas. The denoiser then reads it w
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import TypeAlias
@@ -179,12 +179,17 @@ class Favouring:
     def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
         """See ``places.Reader``."""
         told = self._reader.read(texts)
-        return [self._raised(row, text, places) for (row, text), places in zip(texts, told, strict=True)]
+        return [self._raised(row, text, enumerate(places)) for (row, text), places in zip(texts, told, strict=True)]
 
-    def _raised(self, row: int, text: Sequence[int], places: list[Place]) -> list[Place]:
+    def raised(self, row: int, text: Sequence[int], number: int, place: Place) -> Place:
+        """What is said of a place where the token that a row's text has at ``number`` may stand again."""
+        (found,) = self._raised(row, text, [(number, place)])
+        return found
+
+    def _raised(self, row: int, text: Sequence[int], numbered: Iterable[tuple[int, Place]]) -> list[Place]:
         path = self._paths[row]
         held = favoured(text, path, self._tokenizer)
-        return [p.raised(text[n], path.favour) if n in held else p for n, p in enumerate(places)]
+        return [p.raised(text[n], path.favour) if n in held else p for n, p in numbered]
 
     @property
     def looks_ahead(self) -> bool:

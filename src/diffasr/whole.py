@@ -44,7 +44,7 @@ class Whole:
 
     def ahead(self, row: int, place: int, tokens: Sequence[int]) -> Place:
         """See ``places.Reader``."""
-        raise OptionError("whole canvases are read here, no single places: set ahead to 0")
+        raise OptionError("whole canvases are read here, no single places: ahead can only be 0")
 
     def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
         """See ``places.Reader``."""

@@ -12,7 +12,8 @@ text gains or loses with CTC.
 The first change of a step is right given all before it. Those behind it were asked for before that change was known, so
 they are made only where the model is sure, some places away from the change before, and where CTC does not object.
 Where a place can be asked about by itself, what follows right behind a change is asked at once, token by token, until
-it is what stands there. The next step looks at everything again.
+it is what stands there; of what changed further to the left in the same step these questions know nothing. The next
+step looks at everything again.
 """
 
 import math
@@ -62,7 +63,8 @@ class Ahead:
     most: int
     """Tokens behind which that is done, at most."""
     told: Callable[[int, Sequence[int], int], Opinion]
-    """Of the place behind the first so many tokens of the text and some new ones; the last: what stands there."""
+    """Of the place behind the first so many tokens of the text and some new ones; the last: the place of the text whose
+    token may stand there again."""
 
 
 @dataclass
@@ -186,7 +188,7 @@ class Joint:
     def _told(self, page: _Page, own: int, opinions: Sequence[Opinion], ahead: Ahead | None) -> Opinion | None:
         """What is said of the place that is next: behind a change it is asked, a little further there is nothing."""
         if ahead is not None and 0 < len(page.run) <= ahead.most:
-            return ahead.told(page.begun, page.run, own)
+            return ahead.told(page.begun, page.run, page.place)
         return None if page.calm and own != self.end else opinions[page.place]
 
     def _best(self, text: str, own: int, opinion: Opinion, *, is_first: bool) -> int:

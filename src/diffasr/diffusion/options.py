@@ -59,8 +59,9 @@ class SamplingOptions:
     confidence: float = 0.1
     """With ``joint``: how likely a token must be to change a place behind the first change of a step."""
     ahead: int | None = None
-    """With ``joint``, on a CPU without torch: so many tokens behind a change are asked for in the same step, one by
-    one, until they are those that stand there; 0: they are left to the next step. None: 8 where it can be done."""
+    """With ``joint``, where a model runs without torch: so many tokens behind a change are asked for in the same step,
+    one by one, until they are those that stand there, and of the texts that were read the best counts; 0: what follows
+    is left to the next step. None: ``AHEAD`` where it can be done."""
     stop_entropy: float = 0.005
     """A row is done when its text did not change in a step and its mean entropy is under this, in nats; with
     ``prefix`` and ``joint``, when the step changed nothing and is not the first."""

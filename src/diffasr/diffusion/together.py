@@ -1,9 +1,9 @@
 """From CTC's text to a better one: CTC and the denoiser write a canvas together a few times, and each draft is handed
 out as it comes.
 
-A row is done when a step has changed nothing, the first step excepted; nobody is asked about it again. What a step
-changed is known to be good only when the next has read it. So what is written from a text that turned out clearly worse
-than one before it is gone on with, but as long as nothing better comes of it, the draft is that one.
+A row is done when a step has changed nothing, the first step excepted; nobody is asked about it again. How good a text
+is shows only when the next step has read it. Where it turns out clearly worse than one before, it is gone on with all
+the same, but the draft is the better one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from diffasr.places import Place, Reader, unread
 
 LEEWAY = 5.0
-"""Nats by which a text may be worth less than the best one for what is written from it to be the draft."""
+"""Nats: a text that was just read may be worth so much less than the best one, or that is the draft."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Writer:
     rewritten: Callable[[Sequence[int], Sequence[Place]], list[int]]
     """The text after a step from the one before, (U,), and what is said of it, (U + 1,)."""
     worth: Callable[[Sequence[int], Sequence[Place]], float] | None = None
-    """From the same two what the text before is worth, in nats. Without it the last text is always the draft."""
+    """How good the text before is, in nats, from the same two. Without it the last text is always the draft."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Draft:
 
 @dataclass(kw_only=True)
 class _Row:
-    """One text, and the best that it has been."""
+    """One text, and the best that it has been. A text that fills its canvas is cut, and is not compared."""
 
     text: list[int]
     size: int
@@ -68,10 +68,13 @@ class _Row:
             return [(places[n] if n < len(places) else nothing).of(token) for n, token in enumerate(whole)]
 
         self.text = writer.rewritten(seen, places)[: self.size]
-        now = -inf if writer.worth is None else writer.worth(seen, places)
-        if now > self.worth:
-            self.best, self.worth, self.sure = seen, now, scores(seen)
-        return (self.best, self.sure) if now < self.worth - LEEWAY else (self.text, scores(self.text))
+        if writer.worth is not None and len(seen) < self.size:
+            now, is_cut = writer.worth(seen, places), len(self.text) == self.size
+            if now > self.worth:
+                self.best, self.worth, self.sure = seen, now, scores(seen)
+            if now < self.worth - LEEWAY and not is_cut:  # who sees a cut text gives it a larger canvas
+                return self.best, self.sure
+        return self.text, scores(self.text)
 
 
 def write(

@@ -36,7 +36,7 @@ find = hub.find
 PROJECTOR = ProjectorConfig(hidden=768, strides=1, steady=1, layers=2, letters=2)
 """What a Whisper is given to become ours: 25 audio tokens a second, and CTC labels of two letters."""
 _GONE = "decoder.drafter."
-"""What a checkpoint of late November 2026 may have, and nobody asks any more."""
+"""Weights that older checkpoints hold and nobody asks any more, so that they load."""
 
 
 def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:

@@ -24,8 +24,6 @@ HEARD = 0.5
 """What a CTC label counts for when the language is to be found; less than 1, for neighbours say much the same."""
 SURE = 100.0
 """Nats that are between the language that was told and all others."""
-LOUD = 10.0
-"""About the size of a Whisper's last hidden states."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +149,7 @@ class ModelConfig:
 
 _MAY_BE_NONE = {(ProjectorConfig, name) for name in ("steady", "layers", "letters")}
 _GONE = ("draft",)
-"""Layers of a drafter, which a checkpoint of late November 2026 may have: nobody asks it any more."""
+"""What older checkpoints say of themselves and nobody asks any more, so that they load: here, layers of a drafter."""
 _DECODERS: dict[str, type[DecoderConfig | GemmaConfig]] = {"whisper": DecoderConfig, "gemma": GemmaConfig}
 
 

@@ -175,6 +175,9 @@ class Reader:
         """What is said behind a row's text."""
         return self._read(number, text)[-1]
 
+    looks_ahead = True
+    """See ``places.Reader``."""
+
     def ahead(self, number: int, place: int, tokens: Sequence[int]) -> Place:
         """See ``places.Reader``. The branch that was read last is gone on with where it can be."""
         start, before = len(self._prefixes[number]) + place, list(tokens[:-1])
@@ -187,9 +190,6 @@ class Reader:
             branch.tokens.append(token)
         self._branches[number] = branch
         return self._decoder.said([row.hidden for row in branch.rows], self._weights[number])[0]
-
-    looks_ahead = True
-    """See ``places.Reader``."""
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:

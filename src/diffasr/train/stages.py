@@ -79,8 +79,6 @@ class Stage:
     """Share of the rows with spans of frames blanked (SpecAugment over time)."""
     dropout: float = 0.0
     """Share of the numbers in the frames that are set to 0."""
-    hiss: float = 0.0
-    """Most noise on the frames, in their own standard deviations; how much of it a row gets is uniform."""
     slack: int = 12
     """Most extra canvas places that a batch gets, at random, before the bucket is chosen."""
     smoothing: float = 0.0
@@ -112,9 +110,9 @@ class Stage:
                      "unroll_share", "final_rate", "smoothing", "ema"):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"stage {self.name}: {name} is a share from 0 to 1, got {getattr(self, name)}")
-        if self.clip <= 0 or min(*self.rates.values(), self.weight_decay, self.ctc_extra, self.blur, self.hiss) < 0:
+        if self.clip <= 0 or min(*self.rates.values(), self.weight_decay, self.ctc_extra, self.blur) < 0:
             raise RecipeError(
-                f"stage {self.name}: clip must be above 0, rates, weight_decay, ctc_extra, blur and hiss 0 or more"
+                f"stage {self.name}: clip must be above 0, rates, weight_decay, ctc_extra and blur 0 or more"
             )
         weights = (self.diffusion, self.ar, self.ctc, self.distil)
         if min(weights) < 0 or not sum(weights):

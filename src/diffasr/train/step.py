@@ -36,9 +36,7 @@ def losses(
     30 s as it was trained. generator: on the network's device.
     """
     speech = _heard(network, batch, stage.spec_augment, generator)
-    speech = dropped(
-        blank_spans(hissing(speech, stage.hiss, generator), stage.mask, generator), stage.dropout, generator
-    )
+    speech = dropped(blank_spans(speech, stage.mask, generator), stage.dropout, generator)
     out = {}
     if stage.ctc > 0:
         labels, places, weight = candidate_labels(
@@ -236,18 +234,6 @@ def _diffusion(
         noisy = torch.where(unrolled[:, None], previous.argmax(-1), noisy)
     logits = network.denoise(noisy, cache, lengths=lengths, previous=previous, hints=hints)
     return diffusion_loss(logits, clean, lengths, smoothing=stage.smoothing).mean()
-
-
-def hissing(speech: Speech, most: float, generator: torch.Generator) -> Speech:
-    """Frames with Gaussian noise, each row's amount uniform up to ``most`` of the spread that each of its numbers has:
-    a model is surer of speech that it was trained on than of any other."""
-    if most == 0:
-        return speech
-    device = generator.device
-    amounts = most * torch.rand(len(speech.lengths), 1, 1, generator=generator, device=device)
-    noise = torch.randn(speech.frames.shape, generator=generator, device=device)
-    spread = torch.stack([row[:size].std(0) for row, size in zip(speech.frames, speech.lengths.tolist(), strict=True)])
-    return Speech(frames=speech.frames + amounts * spread[:, None] * noise, lengths=speech.lengths)
 
 
 def dropped(speech: Speech, share: float, generator: torch.Generator) -> Speech:
