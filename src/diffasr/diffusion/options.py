@@ -19,7 +19,7 @@ class SamplingOptions:
     """How a transcript is drawn."""
 
     steps: int = 8
-    """Model calls a window, at most."""
+    """How often a window's text is read and written anew, at most. See ``ahead`` for what else is asked in a step."""
     start: Literal["ctc", "sample", "noise"] = "ctc"
     """What the canvas starts from: CTC's likeliest text, a sample of what CTC may have heard, or random tokens."""
     seed_noise: float = 0.0
