@@ -233,9 +233,9 @@ def _together(model: Model, cache: Heard, canvases: Canvases, options: SamplingO
     favouring = Favouring(reader, paths, model.tokenizer)
     most = (AHEAD if options.ahead is None else options.ahead) if reader.looks_ahead else 0
 
-    def told(row: int, text: Sequence[int], place: int, tokens: Sequence[int], again: int) -> Opinion:
-        said = favouring.raised(row, text, again, reader.ahead(row, place, tokens))
-        return said.opinion([*text, model.tokenizer.end][again])
+    def told(row: int, text: Sequence[int], place: int, tokens: Sequence[int], resumes: int) -> Opinion:
+        said = favouring.raised(row, text, resumes, reader.ahead(row, place, tokens))
+        return said.opinion([*text, model.tokenizer.end][resumes])
 
     def rewritten(row: int, joint: Joint, tokens: Sequence[int], places: Sequence[Place]) -> list[int]:
         ahead = Ahead(most=most, told=partial(told, row, tokens)) if most else None

@@ -6,7 +6,7 @@ A whisper backbone on a CPU is run by ``runtime``, without torch, where its deco
 import os
 from pathlib import Path
 
-from diffasr.errors import ModelError, OptionError
+from diffasr.errors import OptionError
 from diffasr.letters import NAMES, Letters
 from diffasr.model import hub
 from diffasr.model.config import DecoderConfig, ModelConfig
@@ -64,8 +64,7 @@ def _without_torch(folder: Path, precision: Precision, threads: int | None) -> M
     if problem:
         return None
     tokenizer = Tokenizer.load(folder / "tokenizer.json", letters=config.projector.letters)
-    if tokenizer.size != config.decoder.vocabulary:
-        raise ModelError(f"the tokenizer has {tokenizer.size} tokens, config.json says {config.decoder.vocabulary}")
+    config.decoder.check(tokenizer.size)
     check(weights, config, len(tokenizer.alphabet))
     network = RuntimeNetwork(weights, config, tokenizer, threads=threads or cores(), reach=reach())
     letters = Letters.from_state({name: weights.read(name) for name in NAMES if name in weights})

@@ -63,8 +63,8 @@ class Ahead:
     most: int
     """Tokens behind which that is done, at most."""
     told: Callable[[int, Sequence[int], int], Opinion]
-    """Of the place behind the first so many tokens of the text and some new ones; the last: the place of the text whose
-    token may stand there again."""
+    """Of the place behind the first so many tokens of the text and some new ones; the last: the place where the text
+    may go on, whose token then stands there."""
 
 
 @dataclass

@@ -173,7 +173,7 @@ def _speed(report: Figures) -> str:
         step = "–" if s["seconds_a_step"] is None else f"{1000 * s['seconds_a_step']:.1f} × {s['steps_run']:.1f}"
         rtfx = "–" if s["rtfx"] is None else f"{s['rtfx']:.1f}"
         rows.append([name, rtfx, str(s["batch"]), step, *spent])
-    head = ["decoder", "RTFx", "batch", "ms a step × steps run", *(f"{stage}, ms/s" for stage in stages)]
+    head = ["decoder", "RTFx", "batch", "ms a reading × readings", *(f"{stage}, ms/s" for stage in stages)]
     sessions = report["about"].get("sessions", ())
     peaks: dict[str, float] = {}
     for name, size in [found for session in sessions for found in session.get("peak_mib", {}).items()]:

@@ -45,8 +45,7 @@ def build(config: ModelConfig, tokenizer: Tokenizer) -> WhisperNetwork:
         raise ModelError(
             f"{config.name} has a {config.backbone} backbone: its network is built by diffasr.model.adapter"
         )
-    if tokenizer.size != config.decoder.vocabulary:
-        raise ModelError(f"the tokenizer has {tokenizer.size} tokens, config.json says {config.decoder.vocabulary}")
+    config.decoder.check(tokenizer.size)
     text = config.decoder
     encoder = build_encoder(config)
     projector = build_projector(config, text.width)

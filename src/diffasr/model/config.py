@@ -69,6 +69,11 @@ class DecoderConfig:
     hidden: int
     positions: int = 448
 
+    def check(self, tokens: int) -> None:
+        """Raises ModelError for a tokenizer that has not so many tokens."""
+        if tokens != self.vocabulary:
+            raise ModelError(f"the tokenizer has {tokens} tokens, config.json says {self.vocabulary}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:

@@ -33,20 +33,15 @@ class Row:
     hidden: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """(P, D)."""
 
+    def left(self, size: int) -> "Row":
+        """Another, of the first ``size`` places."""
+        past = {name: part[:size] for name, part in self.past.items()}
+        return Row(self.speech, past, self.seen[:size], self.hidden[:size])
+
 
 def silent(speech: dict[str, Floats]) -> dict[str, Floats]:
     """Keys and values without the sound: one frame to attend to, which says nothing."""
     return {name: np.zeros_like(part[:, :, :1]) for name, part in speech.items()}
-
-
-@dataclass
-class _Branch:
-    """Where a text was left last, and what was read there instead."""
-
-    start: int
-    tokens: list[int]
-    rows: list[Row]
-    """For each of the readings that are weighed together."""
 
 
 class Decoder:
@@ -89,15 +84,6 @@ class Decoder:
             row.hidden = row.hidden[:known]
         row.seen = list(tokens)
         return known
-
-    def opened(self, row: Row, start: int) -> Row:
-        """A row that was read, left behind its first ``start`` places."""
-        return Row(row.speech, {name: part[:start] for name, part in row.past.items()}, row.seen[:start])
-
-    def further(self, row: Row, token: int) -> None:
-        """Read one token more, and forget the hidden states of those before."""
-        row.hidden, row.past = self._run([token], len(row.seen), row.past, row.speech)
-        row.seen.append(token)
 
     def _run(
         self, tokens: Sequence[int], place: int, past: dict[str, Floats], speech: dict[str, Floats]
@@ -154,7 +140,8 @@ class Reader:
         self._rows = [[Row(s), Row(silent(s))] if weight > 0 else [Row(s)] for s, weight in pairs]
         self._weights = [[1 + weight, -weight] if weight > 0 else [1.0] for weight in guidance]
         self._told: list[list[Place]] = [[] for _ in speech]
-        self._branches: dict[int, _Branch] = {}
+        self._branches: dict[int, list[Row]] = {}
+        """By row the readings of a text that left its own behind some place."""
 
     def read(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[list[Place]]:
         """See ``places.Reader``."""
@@ -180,16 +167,15 @@ class Reader:
 
     def ahead(self, number: int, place: int, tokens: Sequence[int]) -> Place:
         """See ``places.Reader``. The branch that was read last is gone on with where it can be."""
-        start, before = len(self._prefixes[number]) + place, list(tokens[:-1])
-        branch = self._branches.get(number)
-        if branch is None or (branch.start, branch.tokens) != (start, before):
-            branch = _Branch(start, [], [self._decoder.opened(row, start) for row in self._rows[number]])
-        for token in tokens[len(branch.tokens) :]:
-            for row in branch.rows:
-                self._decoder.further(row, token)
-            branch.tokens.append(token)
-        self._branches[number] = branch
-        return self._decoder.said([row.hidden for row in branch.rows], self._weights[number])[0]
+        rows, start = self._rows[number], len(self._prefixes[number]) + place
+        wanted = [*rows[0].seen[:start], *tokens]
+        if number not in self._branches or self._branches[number][0].seen != wanted[:-1]:
+            self._branches[number] = [row.left(start) for row in rows]
+        branch = self._branches[number]
+        for size in range(len(branch[0].seen) + 1, len(wanted) + 1):  # one by one: the same whoever asked before
+            for row in branch:
+                self._decoder.read(row, wanted[:size])
+        return self._decoder.said([row.hidden[-1:] for row in branch], self._weights[number])[0]
 
 
 def _alike(one: Sequence[int], other: Sequence[int]) -> int:
